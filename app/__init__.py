@@ -1,0 +1,1 @@
+"""Proctor runs long AI agent evaluations and never loses one."""

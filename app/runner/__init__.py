@@ -1,0 +1,1 @@
+"""Runs executions in child processes, away from the database."""

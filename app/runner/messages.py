@@ -1,0 +1,143 @@
+"""What crosses between the service and a child process, typed.
+
+Service → child: one `Job`. Child → service: one `Message` a line, as JSON, over a pipe of its own; end of file without
+`Done` is a crash.
+"""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, TypeAdapter
+
+from app.spec import Spec
+
+ErrorClass = Literal["infrastructure", "evaluation", "model", "limit", "cancelled"]
+"""Whose fault it was: the platform's, the task's or its code's, the model provider's, a limit of the spec, a user's wish."""
+
+SampleId = int | str
+
+
+class _Value(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class SampleRef(_Value):
+    """One sample: a dataset item (its id as Inspect has it: 7 and "007" differ) at one epoch (1-based)."""
+
+    id: SampleId = Field(union_mode="left_to_right", strict=True)
+    epoch: int = Field(ge=1)
+
+
+class Transcript(_Value):
+    """Where a sample's full record lies: the URL of an Inspect log."""
+
+    sample: SampleRef
+    log: str
+
+
+class Job(_Value):
+    """One attempt's work, as the child gets it.
+
+    `directory` is the attempt's own local folder; Inspect's logs go to `directory`/logs. `samples` is for `run`,
+    `plan_log` (URL) and `transcripts` are for `report`.
+    """
+
+    kind: Literal["plan", "run", "report"]
+    evaluation_id: str
+    execution_id: str
+    attempt: int
+    spec: Spec
+    directory: str
+    samples: tuple[SampleRef, ...] = ()
+    plan_log: str | None = None
+    transcripts: tuple[Transcript, ...] = ()
+    merged_log_limit_bytes: int = 100 * 2**20
+
+
+class Failure(_Value):
+    """Why something failed: one readable sentence, and whose fault it was. `final`: trying again cannot help."""
+
+    error_class: ErrorClass
+    message: str
+    final: bool = False
+    traceback: str | None = None
+
+
+class ScoreValue(_Value):
+    """One scorer's judgement of one sample. `explanation` is cut to 2,000 characters; the log has it whole."""
+
+    value: JsonValue
+    answer: str | None = None
+    explanation: str | None = None
+
+
+class SampleResult(_Value):
+    """How one sample ended. `usage`: tokens by model, Inspect's `ModelUsage` without its nulls. `cost`: US dollars, where
+    Inspect knows the price. `limit`: the kind of limit that ended the sample. `duration`: seconds. `log`: the log's file
+    name within the attempt's log folder."""
+
+    sample: SampleRef
+    scores: dict[str, ScoreValue] = Field(default_factory=dict)
+    usage: dict[str, dict[str, JsonValue]] = Field(default_factory=dict)
+    cost: float | None = None
+    limit: str | None = None
+    error: Failure | None = None
+    duration: float | None = None
+    log: str
+
+
+class Started(_Value):
+    """The child runs. `versions`: packages that decide what a result means."""
+
+    type: Literal["started"] = "started"
+    pid: int
+    versions: dict[str, str]
+
+
+class Progress(_Value):
+    """Counts since the attempt began. `model_calls` and `tokens` grow; `step` says what happens now, for people."""
+
+    type: Literal["progress"] = "progress"
+    samples_done: int = 0
+    model_calls: int = 0
+    tokens: int = 0
+    cost: float = 0.0
+    step: str = ""
+
+
+class Planned(_Value):
+    """The samples that are to run, in the dataset's order, epoch by epoch. `whole`: they must be one execution, because
+    the task stops early by itself or makes its samples as it goes. `log`: the plan's log file."""
+
+    type: Literal["planned"] = "planned"
+    task: str
+    samples: tuple[SampleRef, ...]
+    whole: bool
+    log: str
+
+
+class SampleEnded(_Value):
+    type: Literal["sample_ended"] = "sample_ended"
+    result: SampleResult
+
+
+class Reported(_Value):
+    """The evaluation's end: `results` is Inspect's `EvalResults` as JSON; `failure` is set if too many samples errored.
+    `log`: the merged log's file name; `slim` says that it was too large to hold transcripts."""
+
+    type: Literal["reported"] = "reported"
+    results: dict[str, Any]
+    usage: dict[str, dict[str, JsonValue]]
+    failure: Failure | None = None
+    log: str
+    slim: bool = False
+
+
+class Done(_Value):
+    """The last message. Nothing follows it; without it, the child crashed."""
+
+    type: Literal["done"] = "done"
+    failure: Failure | None = None
+
+
+Message = Annotated[Started | Progress | Planned | SampleEnded | Reported | Done, Field(discriminator="type")]
+MESSAGE: TypeAdapter[Message] = TypeAdapter(Message)
