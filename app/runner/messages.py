@@ -6,14 +6,14 @@ Service → child: one `Job`. Child → service: one `Message` a line, as JSON, 
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, TypeAdapter
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, StrictInt, StrictStr, TypeAdapter
 
 from app.spec import Spec
 
 ErrorClass = Literal["infrastructure", "evaluation", "model", "limit", "cancelled"]
 """Whose fault it was: the platform's, the task's or its code's, the model provider's, a limit of the spec, a user's wish."""
 
-SampleId = int | str
+SampleId = StrictInt | StrictStr
 
 
 class _Value(BaseModel):
@@ -23,7 +23,7 @@ class _Value(BaseModel):
 class SampleRef(_Value):
     """One sample: a dataset item (its id as Inspect has it: 7 and "007" differ) at one epoch (1-based)."""
 
-    id: SampleId = Field(union_mode="left_to_right", strict=True)
+    id: SampleId
     epoch: int = Field(ge=1)
 
 
