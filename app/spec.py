@@ -33,12 +33,16 @@ class Spec(BaseModel):
         default_factory=dict, description="Models by role, for example the judge's: `{'grader': 'openai/gpt-5'}`."
     )
     limit: int | None = Field(default=None, ge=1, description="Run only the first so many samples of the dataset.")
-    epochs: int | None = Field(default=None, ge=1, le=1000, description="Run each sample so many times. Default: the task's own.")
+    epochs: int | None = Field(
+        default=None, ge=1, le=1000, description="Run each sample so many times. Default: the task's own."
+    )
     message_limit: int | None = Field(default=None, ge=1, description="Messages in one sample's conversation.")
     token_limit: int | None = Field(default=None, ge=1, description="Tokens one sample may use.")
     time_limit: int | None = Field(default=None, ge=1, description="Seconds on the clock for one sample.")
     working_limit: int | None = Field(
-        default=None, ge=1, description="Seconds of work for one sample: the clock's, less waiting for rate limits and retries."
+        default=None,
+        ge=1,
+        description="Seconds of work for one sample: the clock's, less waiting for rate limits and retries.",
     )
     cost_limit: float | None = Field(default=None, gt=0, description="US dollars one sample may cost.")
     fail_on_error: bool | float | None = Field(
@@ -50,11 +54,18 @@ class Spec(BaseModel):
         default=None,
         description="Replaces the sandbox that the task declares. `local` isolates nothing.",
     )
-    samples_per_execution: int = Field(default=1, ge=1, le=1000, description="Samples that one unit of queue work runs.")
-    tries: int = Field(
-        default=2, ge=1, le=10, description="How often a sample may fail by its own fault. Lost workers are not charged."
+    samples_per_execution: int = Field(
+        default=1, ge=1, le=1000, description="Samples that one unit of queue work runs."
     )
-    tags: dict[Tag, Tag] = Field(default_factory=dict, max_length=20, description="Your labels, to find evaluations by.")
+    tries: int = Field(
+        default=2,
+        ge=1,
+        le=10,
+        description="How often a sample may fail by its own fault. Lost workers are not charged.",
+    )
+    tags: dict[Tag, Tag] = Field(
+        default_factory=dict, max_length=20, description="Your labels, to find evaluations by."
+    )
 
     def digest(self) -> str:
         """SHA-256 (hex) of the spec as sent: two specs that say the same thing in the same fields have the same one."""

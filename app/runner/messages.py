@@ -38,7 +38,8 @@ class Job(_Value):
     """One attempt's work, as the child gets it.
 
     `directory` is the attempt's own local folder; Inspect's logs go to `directory`/logs. `samples` is for `run`,
-    `plan_log` (URL) and `transcripts` are for `report`.
+    `plan_log` (URL) and `transcripts` are for `report`. `whole` repeats what the plan found (`Planned.whole`): the
+    task decides by itself which samples end.
     """
 
     kind: Literal["plan", "run", "report"]
@@ -48,6 +49,7 @@ class Job(_Value):
     spec: Spec
     directory: str
     samples: tuple[SampleRef, ...] = ()
+    whole: bool = False
     plan_log: str | None = None
     transcripts: tuple[Transcript, ...] = ()
     merged_log_limit_bytes: int = 100 * 2**20
@@ -115,6 +117,14 @@ class Planned(_Value):
     log: str
 
 
+class Checkpointed(_Value):
+    """A sample can now resume from here: Inspect has committed checkpoint `number` to the attempt's log folder."""
+
+    type: Literal["checkpointed"] = "checkpointed"
+    sample: SampleRef
+    number: int
+
+
 class SampleEnded(_Value):
     type: Literal["sample_ended"] = "sample_ended"
     result: SampleResult
@@ -139,5 +149,7 @@ class Done(_Value):
     failure: Failure | None = None
 
 
-Message = Annotated[Started | Progress | Planned | SampleEnded | Reported | Done, Field(discriminator="type")]
+Message = Annotated[
+    Started | Progress | Planned | Checkpointed | SampleEnded | Reported | Done, Field(discriminator="type")
+]
 MESSAGE: TypeAdapter[Message] = TypeAdapter(Message)

@@ -1,0 +1,49 @@
+"""Brings the database's tables to the newest revision in `migrations/`; alembic is configured in pyproject.toml."""
+
+import asyncio
+from pathlib import Path
+
+from alembic import command
+from alembic.config import Config
+from alembic.runtime.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from sqlalchemy import Connection, text
+from sqlalchemy.ext.asyncio import create_async_engine
+
+from app.database.engine import database_url
+from app.settings import Settings
+
+PROJECT = Path(__file__).parents[2]
+LOCK = 0x50524F43  # "PROC": one migration at a time, whoever starts it
+
+
+def config() -> Config:
+    return Config(toml_file=PROJECT / "pyproject.toml")
+
+
+def newest_revision() -> str:
+    return ScriptDirectory.from_config(config()).get_current_head() or ""
+
+
+def migrate(settings: Settings, revision: str = "head") -> tuple[str, str]:
+    """Upgrades to `revision`; returns the revisions before and after (empty: no tables yet). Safe to run twice, at once
+    too: the second waits for the first."""
+    return asyncio.run(migrate_async(settings, revision))
+
+
+async def migrate_async(settings: Settings, revision: str = "head") -> tuple[str, str]:
+    engine = create_async_engine(database_url(settings), connect_args={"timeout": settings.connect_timeout})
+    try:
+        async with engine.begin() as connection:
+            return await connection.run_sync(_upgrade, revision)
+    finally:
+        await engine.dispose()
+
+
+def _upgrade(connection: Connection, revision: str) -> tuple[str, str]:
+    connection.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": LOCK})
+    before = MigrationContext.configure(connection).get_current_revision() or ""
+    settings = config()
+    settings.attributes["connection"] = connection
+    command.upgrade(settings, revision)
+    return before, MigrationContext.configure(connection).get_current_revision() or ""

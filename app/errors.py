@@ -1,0 +1,72 @@
+"""Everything that can go wrong for a caller, and its status.
+
+    ProctorError
+    ├── InvalidRequest        422   the request cannot be carried out as it is
+    │   ├── MalformedBody     400   not JSON
+    │   └── BodyTooLarge      413
+    ├── NotAllowed            403
+    ├── NotFound              404   no such evaluation, execution or sample
+    ├── Conflict              409   the state forbids it, or the idempotency key means another spec
+    ├── DatabaseUnavailable   503   no answer for as long as the caller's patience
+    └── QueueUnavailable      503
+
+One handler (`app.main`) renders them as ``application/problem+json`` (RFC 9457). A message says what happened, to what,
+and what to do.
+"""
+
+
+class ProctorError(Exception):
+    """`title` names the kind, `str(error)` this case of it."""
+
+    status = 500
+    title = "Internal error"
+
+
+class InvalidRequest(ProctorError):
+    status = 422
+    title = "Invalid request"
+
+    def __init__(self, message: str, errors: list[dict[str, str]] | None = None) -> None:
+        super().__init__(message)
+        self.errors = errors or []
+
+
+class MalformedBody(InvalidRequest):
+    status = 400
+    title = "Malformed body"
+
+
+class BodyTooLarge(InvalidRequest):
+    status = 413
+    title = "Body too large"
+
+
+class NotAllowed(ProctorError):
+    status = 403
+    title = "Not allowed"
+
+
+class NotFound(ProctorError):
+    status = 404
+    title = "Not found"
+
+
+class Conflict(ProctorError):
+    status = 409
+    title = "Conflict"
+
+
+class DatabaseUnavailable(ProctorError):
+    status = 503
+    title = "Database unavailable"
+
+
+class QueueUnavailable(ProctorError):
+    status = 503
+    title = "Queue unavailable"
+
+
+class SettingsError(ProctorError):
+    """The environment is not one the service can start in; the message names each variable."""
+
+    title = "Wrong settings"

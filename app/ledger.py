@@ -1,0 +1,308 @@
+"""The ledger: what makes every retry harmless.
+
+An execution is one unit of queue work. A push *claims* it and becomes its next attempt, with a lease; only the current
+attempt can *record*, *renew* and *settle*, and each of these may be sent again after a lost reply. Whoever is late is told
+so (`stale`, `lost`), and changes nothing. Outcomes are values: nothing here raises for a race that was lost.
+
+The statements themselves are in `app.ledger_statements`.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+from uuid import UUID, uuid4
+
+from pydantic import TypeAdapter
+from sqlalchemy import Row
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from app import ledger_statements as sql
+from app.database.session import Database
+from app.runner.messages import Failure, SampleRef, SampleResult, Transcript
+from app.spec import Spec
+
+Kind = Literal["plan", "run", "report"]
+State = Literal["pending", "running", "succeeded", "failed", "cancelled"]
+Outcome = Literal["succeeded", "failed", "cancelled", "interrupted"]
+EvaluationState = Literal["running", "succeeded", "failed", "cancelled"]
+_SAMPLES = TypeAdapter(tuple[SampleRef, ...])
+
+
+@dataclass(frozen=True, slots=True)
+class Enqueue:
+    """A Cloud Task that is to exist: the execution's `number`-th."""
+
+    execution_id: str
+    number: int
+
+
+@dataclass(frozen=True, slots=True)
+class Submitted:
+    evaluation_id: UUID
+    created: bool
+    same: bool
+    """False: the idempotency key stands for another spec."""
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """The answer to a push that asked for an execution.
+
+    `claimed`, `taken over` (its lease had run out) and `yours` (this very push has it already: the reply was lost) grant
+    it; `held` means that another attempt's lease lasts for `lease_left` seconds more, `over` that it is terminal.
+    """
+
+    execution_id: str
+    evaluation_id: UUID
+    kind: Kind
+    verdict: Literal["claimed", "taken over", "yours", "held", "over"]
+    state: State
+    attempt: int
+    crashes: int
+    failures: int
+    holder: str | None
+    lease_left: float | None
+    cancel: bool
+    spec: Spec
+    samples: tuple[SampleRef, ...]
+    error: dict[str, Any] | None
+
+    @property
+    def granted(self) -> bool:
+        return self.verdict in ("claimed", "taken over", "yours")
+
+
+@dataclass(frozen=True, slots=True)
+class End:
+    """How an evaluation ends; its report brings it. A cancellation asked for meanwhile goes before `state`."""
+
+    state: EvaluationState
+    results: dict[str, Any] | None = None
+    usage: dict[str, Any] | None = None
+    error: Failure | None = None
+    log: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Settlement:
+    """What an attempt came to. `samples`: its results with the URL of their log; `runs`: the samples of each run that a
+    plan fans out to; `runs_due`: seconds until the sweeper may enqueue them; `tries`: how many failures are allowed."""
+
+    outcome: Outcome
+    error: Failure | None = None
+    tries: int = 1
+    samples: Sequence[tuple[SampleResult, str]] = ()
+    runs: Sequence[Sequence[SampleRef]] = ()
+    runs_due: float = 0
+    usage: dict[str, Any] | None = None
+    cost: float | None = None
+    versions: dict[str, str] | None = None
+    end: End | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Settled:
+    """`recorded` now, `already` recorded by this attempt, or `stale`: a later attempt holds it and nothing was written.
+    `state` is the execution's; `report` is the Cloud Task to make if this settle was the last that the report awaited."""
+
+    verdict: Literal["recorded", "already", "stale"]
+    state: State
+    runs: int = 0
+    report: Enqueue | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """One execution that this worker holds."""
+
+    execution_id: str
+    attempt: int
+    progress: dict[str, Any] | None = field(default=None, compare=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Renewal:
+    execution_id: str
+    attempt: int
+    lost: bool
+    cancel: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Cancelled:
+    state: EvaluationState
+    executions: int
+    report: Enqueue | None
+
+
+class Ledger:
+    """The transitions. `lease`: seconds an attempt may act without renewal."""
+
+    def __init__(self, database: Database, *, lease: float, worker: str, revision: str = "") -> None:
+        self._database = database
+        self._lease = lease
+        self._worker = worker
+        self._revision = revision
+
+    async def submit(self, spec: Spec, created_by: str, idempotency_key: str | None = None) -> Submitted:
+        """The evaluation and its plan, one statement. Without a key, its own id is the key, so that a lost reply cannot
+        make two of it."""
+        evaluation = uuid4()
+        parameters = {
+            "evaluation": evaluation,
+            "created_by": created_by,
+            "idempotency_key": idempotency_key or str(evaluation),
+            "spec": spec.model_dump(mode="json", exclude_unset=True),
+            "spec_digest": spec.digest(),
+        }
+        (row,) = await self._database.run(sql.SUBMIT, parameters)
+        return Submitted(row.id, row.created, row.same)
+
+    async def claim(self, execution_id: str, claim_id: UUID, push: dict[str, str] | None = None) -> Claim | None:
+        """`claim_id` is made for one push; None: no such execution. A claim never ends an execution: one that comes back
+        with `cancel`, or with too many `crashes`, is for the caller to settle."""
+        parameters = {
+            "id": execution_id,
+            "claim_id": claim_id,
+            "worker": self._worker,
+            "revision": self._revision,
+            "lease": self._lease,
+            "push": push,
+        }
+        rows = await self._database.run(sql.CLAIM, parameters)
+        return _claim(execution_id, rows[0]) if rows else None
+
+    async def record(self, execution_id: str, attempt: int, samples: Sequence[tuple[SampleResult, str]]) -> bool:
+        """Results of samples that ended while the attempt goes on; False: it is not ours any more, nothing was written."""
+        parameters = {"id": execution_id, "attempt": attempt, "samples": _rows(samples)}
+        (row,) = await self._database.run(sql.RECORD, parameters)
+        return bool(row.held)
+
+    async def renew(self, held: Iterable[Held], *, patience: float | None = None) -> list[Renewal]:
+        """All of a worker's leases in one statement, with their progress."""
+        mine = [{"id": h.execution_id, "attempt": h.attempt, "progress": h.progress} for h in held]
+        rows = await self._database.run(sql.RENEW, {"mine": mine, "lease": self._lease}, patience=patience)
+        return [Renewal(r.id, r.attempt, r.lost, r.cancel) for r in rows]
+
+    async def settle(self, execution_id: str, attempt: int, settlement: Settlement) -> Settled | None:
+        """Ends the attempt, once; None: no such execution."""
+        rows = await self._database.run(sql.SETTLE, _settle_parameters(execution_id, attempt, settlement))
+        if not rows:
+            return None
+        (row,) = rows
+        return Settled(row.verdict, row.state, row.runs, _report(row))
+
+    async def cancel(self, evaluation_id: UUID) -> Cancelled | None:
+        """Ends what is pending at once; what runs learns of it by renewal. Harmless on an evaluation that is over."""
+        rows = await self._database.run(sql.CANCEL, {"evaluation": evaluation_id})
+        return Cancelled(rows[0].state, rows[0].cancelled, _report(rows[0])) if rows else None
+
+    async def retry(self, evaluation_id: UUID) -> tuple[EvaluationState, int] | None:
+        """Opens a terminal evaluation again: its failed and cancelled runs, or else its plan or its report. Returns the
+        state it found and how many executions are pending again (0: nothing was to be done, or it is not terminal)."""
+
+        async def work(connection: AsyncConnection) -> tuple[EvaluationState, int] | None:
+            found = (await connection.execute(sql.LOCK_TO_RETRY, {"evaluation": evaluation_id})).one_or_none()
+            if found is None:
+                return None
+            if found.state == "running":
+                return found.state, 0
+            for what in _retry_order(found):
+                parameters = {"evaluation": evaluation_id, "what": what}
+                n = (await connection.execute(sql.REARM, parameters)).scalar_one()
+                if n:
+                    remaining = 0 if what == "report" else n
+                    await connection.execute(sql.REOPEN, {"evaluation": evaluation_id, "remaining": remaining})
+                    return found.state, n
+            return found.state, 0
+
+        return await self._database.transaction(work)
+
+    async def take_due(self, most: int) -> list[Enqueue]:
+        """Executions whose `sweep_at` has come, each with the number of the Cloud Task to make now. Once taken they are
+        due again in two minutes, unless `enqueued` says that the Cloud Task exists."""
+        return [Enqueue(r.id, r.enqueues) for r in await self._database.run(sql.TAKE_DUE, {"most": most})]
+
+    async def enqueued(self, tasks: Sequence[Enqueue]) -> None:
+        parameters = {"ids": [t.execution_id for t in tasks], "numbers": [t.number for t in tasks]}
+        await self._database.run(sql.ENQUEUED, parameters)
+
+    async def scored(self, claim: Claim) -> set[tuple[str, int]]:
+        """(sample id as text, epoch) of the claimed execution's samples that have their score already."""
+        parameters = {"id": claim.execution_id, "evaluation": claim.evaluation_id}
+        return {(r.sample_id, r.epoch) for r in await self._database.run(sql.SCORED, parameters)}
+
+    async def plan(self, evaluation_id: UUID) -> Row[Any]:
+        """`state`, `attempt` and `error` of the evaluation's plan."""
+        (row,) = await self._database.run(sql.PLAN, {"id": f"{evaluation_id}.plan"})
+        return row
+
+    async def to_report(self, evaluation_id: UUID) -> tuple[Transcript, ...]:
+        rows = await self._database.run(sql.TO_REPORT, {"evaluation": evaluation_id})
+        return tuple(Transcript(sample=SampleRef.model_validate(r.sample), log=r.transcript) for r in rows)
+
+
+def _claim(execution_id: str, row: Row[Any]) -> Claim:
+    return Claim(
+        execution_id=execution_id,
+        evaluation_id=row.evaluation_id,
+        kind=row.kind,
+        verdict=row.verdict,
+        state=row.state,
+        attempt=row.attempt,
+        crashes=row.crashes,
+        failures=row.failures,
+        holder=row.holder,
+        lease_left=row.lease_left,
+        cancel=row.cancel,
+        spec=Spec.model_validate(row.spec),
+        samples=_SAMPLES.validate_python(row.samples or ()),
+        error=row.error,
+    )
+
+
+def _settle_parameters(execution_id: str, attempt: int, s: Settlement) -> dict[str, Any]:
+    end = s.end or End("failed")
+    return {
+        "id": execution_id,
+        "attempt": attempt,
+        "outcome": s.outcome,
+        "tries": s.tries,
+        "error": _dump(s.error),
+        "samples": _rows(s.samples),
+        "runs": [{"n": n, "samples": [r.model_dump() for r in run]} for n, run in enumerate(s.runs, 1)],
+        "runs_due": float(s.runs_due),
+        "usage": s.usage,
+        "cost": s.cost,
+        "versions": s.versions,
+        "end_state": end.state,
+        "results": end.results,
+        "end_usage": end.usage,
+        "end_error": _dump(end.error),
+        "log": end.log,
+    }
+
+
+def _rows(samples: Sequence[tuple[SampleResult, str]]) -> list[dict[str, Any]]:
+    """Rows for one upsert, which may not meet the same sample twice: the last result of each counts."""
+    rows = {}
+    for result, transcript in samples:
+        row = result.model_dump(mode="json", exclude={"sample", "log"})
+        key = (str(result.sample.id), result.sample.epoch)
+        rows[key] = row | {"sample_id": key[0], "epoch": key[1], "transcript": transcript}
+    return list(rows.values())
+
+
+def _dump(failure: Failure | None) -> dict[str, Any] | None:
+    return failure.model_dump(exclude_none=True) if failure else None
+
+
+def _retry_order(found: Row[Any]) -> tuple[str, ...]:
+    """What to arm again, in order. Without any run the plan never got to fan out, whatever its state says."""
+    if found.runs == 0:
+        return ("plan",)
+    return ("runs",) if found.state == "succeeded" else ("runs", "report")
+
+
+def _report(row: Row[Any]) -> Enqueue | None:
+    return Enqueue(row.report, row.report_enqueues) if row.report else None

@@ -1,0 +1,344 @@
+"""The ledger's statements: one per transition, one round trip each, autocommitted at READ COMMITTED.
+
+Each is built the same way:
+
+- ``target`` locks the execution's row and so sees its newest version;
+- ``decision`` decides from the locked row alone: any other look at a table shows the statement's old snapshot;
+- everything else hangs on ``decision``.
+
+Locks go executions (by id) → attempts, samples → evaluation; statements over many rows order by id or SKIP LOCKED. Times
+are ``clock_timestamp()``, read after the lock is held: ``now()`` is when the statement began to wait.
+"""
+
+from sqlalchemy import ARRAY, Double, Integer, Text, TextClause, Uuid, bindparam, text
+from sqlalchemy.dialects.postgresql import JSONB
+
+_TYPES = {
+    "evaluation": Uuid(),
+    "claim_id": Uuid(),
+    "error": JSONB(none_as_null=True),
+    "push": JSONB(none_as_null=True),
+    "usage": JSONB(none_as_null=True),
+    "results": JSONB(none_as_null=True),
+    "versions": JSONB(none_as_null=True),
+    "end_usage": JSONB(none_as_null=True),
+    "end_error": JSONB(none_as_null=True),
+    "samples": JSONB(),
+    "runs": JSONB(),
+    "spec": JSONB(),
+    "mine": JSONB(),
+    "ids": ARRAY(Text()),
+    "numbers": ARRAY(Integer()),
+    "cost": Double(),
+    "lease": Double(),
+    "runs_due": Double(),
+    "attempt": Integer(),
+    "tries": Integer(),
+    "remaining": Integer(),
+    "most": Integer(),
+    "end_state": Text(),
+    "log": Text(),
+}
+
+
+def _statement(name: str, sql: str) -> TextClause:
+    """The statement with its name in front, so that the database's own views and logs say which it is."""
+    clause = text(f"/* ledger.{name} */ {sql}")
+    typed = [bindparam(p, type_=_TYPES.get(p, Text())) for p in clause._bindparams]
+    return clause.bindparams(*typed)
+
+
+# A scored sample is never replaced; an errored one is, by a later attempt. `source`: the CTE that holds the execution.
+_RESULTS_OF = """INSERT INTO sample_results AS r (evaluation_id, sample_id, epoch, execution_id, attempt, scores, usage, cost,
+                                   "limit", error, duration, transcript)
+  SELECT s.evaluation_id, n.sample_id, n.epoch, s.id, :attempt, n.scores, n.usage, n.cost, n."limit", n.error, n.duration,
+         n.transcript
+  FROM {source} s, jsonb_to_recordset(:samples) AS n(sample_id text, epoch int, scores jsonb, usage jsonb, cost float8,
+                                                     "limit" text, error jsonb, duration float8, transcript text)
+  ON CONFLICT (evaluation_id, sample_id, epoch) DO UPDATE
+  SET execution_id = excluded.execution_id, attempt = excluded.attempt, scores = excluded.scores, usage = excluded.usage,
+      cost = excluded.cost, "limit" = excluded."limit", error = excluded.error, duration = excluded.duration,
+      transcript = excluded.transcript, recorded_at = clock_timestamp()
+  WHERE r.error IS NOT NULL AND r.attempt < excluded.attempt"""
+
+# After a retry of the evaluation, or a report that a cancellation overtook, the same row reports again.
+_REPORT_AGAIN = """ON CONFLICT (id) DO UPDATE
+  SET state = 'pending', failures = 0, crashes = 0, error = NULL, finished_at = NULL, enqueues = e.enqueues + 1,
+      sweep_at = excluded.sweep_at"""
+
+
+# Inserting it twice is the same as once: a lost reply, a second caller with the same key. DO UPDATE, not DO NOTHING: a
+# concurrent winner's row must come back too. The row locked last is the evaluation's; a new plan has no rivals.
+SUBMIT = _statement(
+    "submit",
+    """
+WITH evaluation AS (
+  INSERT INTO evaluations (id, created_by, idempotency_key, spec, spec_digest)
+  VALUES (:evaluation, :created_by, :idempotency_key, :spec, :spec_digest)
+  ON CONFLICT (created_by, idempotency_key) DO UPDATE SET idempotency_key = excluded.idempotency_key
+  RETURNING id, spec_digest
+), plan AS (
+  INSERT INTO task_executions (id, evaluation_id, kind, position, enqueues, sweep_at)
+  SELECT id || '.plan', id, 'plan', 0, 1, clock_timestamp() + interval '2 minutes' FROM evaluation WHERE id = :evaluation
+  ON CONFLICT (id) DO NOTHING
+)
+SELECT id, id = :evaluation AS created, spec_digest = :spec_digest AS same FROM evaluation
+""",
+)
+
+CLAIM = _statement(
+    "claim",
+    """
+WITH target AS MATERIALIZED (
+  SELECT * FROM task_executions WHERE id = :id FOR NO KEY UPDATE
+), decision AS MATERIALIZED (
+  SELECT t.*, CASE WHEN t.state = 'pending' THEN 'claimed'
+                   WHEN t.state = 'running' AND t.claim_id = :claim_id THEN 'yours'
+                   WHEN t.state = 'running' AND t.lease_expires_at <= clock_timestamp() THEN 'taken over'
+                   WHEN t.state = 'running' THEN 'held'
+                   ELSE 'over' END AS verdict
+  FROM target t
+), claimed AS (
+  UPDATE task_executions e
+  SET state = 'running', attempt = d.attempt + 1, claim_id = :claim_id, worker = :worker, progress = NULL,
+      crashes = d.crashes + (d.verdict = 'taken over')::int,
+      lease_expires_at = clock_timestamp() + make_interval(secs => :lease),
+      sweep_at = clock_timestamp() + make_interval(secs => :lease) + interval '2 minutes'
+  FROM decision d WHERE e.id = d.id AND d.verdict IN ('claimed', 'taken over')
+  RETURNING e.id, e.attempt, e.crashes
+), lost AS (  -- the last progress of the attempt that died is all that is known of what it spent
+  UPDATE execution_attempts a
+  SET outcome = 'interrupted', ended_at = clock_timestamp(), usage = d.progress,
+      error = jsonb_build_object('error_class', 'infrastructure',
+                                 'message', 'The lease of ' || d.worker || ' ran out: the worker or its child was lost.')
+  FROM decision d
+  WHERE d.verdict = 'taken over' AND a.execution_id = d.id AND a.attempt = d.attempt AND a.outcome IS NULL
+), opened AS (
+  INSERT INTO execution_attempts (execution_id, attempt, claim_id, worker, revision, push)
+  SELECT c.id, c.attempt, :claim_id, :worker, :revision, :push FROM claimed c
+)
+SELECT d.verdict, coalesce(c.attempt, d.attempt) AS attempt, coalesce(c.crashes, d.crashes) AS crashes, d.failures,
+       d.kind, d.state, d.samples, d.worker AS holder, d.error, d.evaluation_id,
+       extract(epoch FROM d.lease_expires_at - clock_timestamp())::float8 AS lease_left,
+       v.spec, v.cancel_requested_at IS NOT NULL AS cancel
+FROM decision d JOIN evaluations v ON v.id = d.evaluation_id LEFT JOIN claimed c ON true
+""",
+)
+
+# Finish, failure with tries left, and release are one statement. The attempt is mine and running: recorded; mine and not
+# running: only I can have settled it, so my reply was lost; else a later attempt holds it, and I am stale.
+# The count(*) over `results` makes the samples go in before the evaluation's row is locked.
+SETTLE = _statement(
+    "settle",
+    f"""
+WITH target AS MATERIALIZED (
+  SELECT * FROM task_executions WHERE id = :id FOR NO KEY UPDATE
+), decision AS MATERIALIZED (
+  SELECT t.*,
+         CASE WHEN t.attempt = :attempt AND t.state = 'running' THEN 'recorded'
+              WHEN t.attempt = :attempt THEN 'already' ELSE 'stale' END AS verdict,
+         CASE WHEN :outcome = 'interrupted' OR (:outcome = 'failed' AND t.failures + 1 < :tries) THEN 'pending'
+              ELSE :outcome END AS next
+  FROM target t
+), settled AS (
+  UPDATE task_executions e
+  SET state = d.next, failures = d.failures + (:outcome = 'failed')::int, error = :error,
+      crashes = CASE WHEN jsonb_array_length(:samples) > 0 THEN 0 ELSE d.crashes END,
+      claim_id = NULL, worker = NULL, lease_expires_at = NULL,
+      sweep_at = CASE d.next WHEN 'pending' THEN clock_timestamp() + interval '10 minutes' END,
+      finished_at = CASE d.next WHEN 'pending' THEN NULL ELSE clock_timestamp() END
+  FROM decision d WHERE e.id = d.id AND d.verdict = 'recorded'
+  RETURNING e.id, e.evaluation_id, e.kind, e.state
+), closed AS (
+  UPDATE execution_attempts a
+  SET outcome = :outcome, ended_at = clock_timestamp(), error = :error, usage = :usage, cost = :cost
+  FROM settled s WHERE a.execution_id = s.id AND a.attempt = :attempt
+), results AS (
+  {_RESULTS_OF.format(source="settled")}
+  RETURNING 1
+), counted AS (
+  UPDATE evaluations v
+  SET remaining = v.remaining - (s.kind <> 'report')::int
+                  + CASE WHEN v.cancel_requested_at IS NULL THEN jsonb_array_length(:runs) ELSE 0 END,
+      versions = coalesce(v.versions, '{{}}') || coalesce(:versions, '{{}}'),
+      state = CASE WHEN s.kind <> 'report' THEN v.state WHEN v.cancel_requested_at IS NULL THEN :end_state
+                   ELSE 'cancelled' END,
+      results = CASE s.kind WHEN 'report' THEN :results ELSE v.results END,
+      usage = CASE s.kind WHEN 'report' THEN :end_usage ELSE v.usage END,
+      error = CASE s.kind WHEN 'report' THEN :end_error ELSE v.error END,
+      log = CASE s.kind WHEN 'report' THEN :log ELSE v.log END,
+      finished_at = CASE s.kind WHEN 'report' THEN clock_timestamp() END
+  FROM settled s, (SELECT count(*) FROM results) AS written
+  WHERE v.id = s.evaluation_id AND s.state <> 'pending'
+  RETURNING v.id, v.remaining, v.state, s.kind, v.cancel_requested_at IS NULL AS fan_out
+), runs AS (
+  INSERT INTO task_executions (id, evaluation_id, kind, position, samples, sweep_at)
+  SELECT c.id || '.' || r.n, c.id, 'run', r.n, r.samples, clock_timestamp() + make_interval(secs => :runs_due)
+  FROM counted c, jsonb_to_recordset(:runs) AS r(n int, samples jsonb) WHERE c.fan_out
+  RETURNING 1
+), report AS (
+  INSERT INTO task_executions AS e (id, evaluation_id, kind, position, enqueues, sweep_at)
+  SELECT c.id || '.report', c.id, 'report', 2147483647, 1, clock_timestamp() + interval '2 minutes'
+  FROM counted c WHERE c.kind <> 'report' AND c.remaining = 0
+  {_REPORT_AGAIN}
+  RETURNING e.id, e.enqueues
+)
+SELECT d.verdict, CASE d.verdict WHEN 'recorded' THEN d.next ELSE d.state END AS state, d.attempt AS current_attempt,
+       c.remaining, (SELECT count(*) FROM runs) AS runs, report.id AS report, report.enqueues AS report_enqueues
+FROM decision d LEFT JOIN counted c ON true LEFT JOIN report ON true
+""",
+)
+
+# The same fence and the same upsert, while the attempt goes on. A sample is progress: the neighbours of an out-of-memory
+# are not punished for ever.
+RECORD = _statement(
+    "record",
+    f"""
+WITH target AS MATERIALIZED (
+  SELECT id, evaluation_id, crashes FROM task_executions
+  WHERE id = :id AND attempt = :attempt AND state = 'running' FOR NO KEY UPDATE
+), results AS (
+  {_RESULTS_OF.format(source="target")}
+), progressed AS (
+  UPDATE task_executions e SET crashes = 0 FROM target t WHERE e.id = t.id AND t.crashes > 0
+)
+SELECT count(*) = 1 AS held FROM target
+""",
+)
+
+# Expiry is not asked: an expired lease that nobody took is still ours.
+RENEW = _statement(
+    "renew",
+    """
+WITH mine AS MATERIALIZED (
+  SELECT * FROM jsonb_to_recordset(:mine) AS m(id text, attempt int, progress jsonb)
+), held AS MATERIALIZED (
+  SELECT e.id, e.evaluation_id, m.progress
+  FROM task_executions e JOIN mine m ON e.id = m.id COLLATE "C" AND e.attempt = m.attempt WHERE e.state = 'running'
+  ORDER BY e.id FOR NO KEY UPDATE OF e
+), renewed AS (
+  UPDATE task_executions e
+  SET lease_expires_at = clock_timestamp() + make_interval(secs => :lease),
+      sweep_at = clock_timestamp() + make_interval(secs => :lease) + interval '2 minutes',
+      progress = coalesce(h.progress, e.progress)
+  FROM held h WHERE e.id = h.id
+)
+SELECT m.id, m.attempt, h.id IS NULL AS lost, v.cancel_requested_at IS NOT NULL AS cancel
+FROM mine m LEFT JOIN held h ON h.id = m.id COLLATE "C" LEFT JOIN evaluations v ON v.id = h.evaluation_id
+""",
+)
+
+# Never waits for an execution: what it skips learns of it by claim, by renewal or by the plan's settle.
+CANCEL = _statement(
+    "cancel",
+    f"""
+WITH pending AS MATERIALIZED (
+  SELECT id FROM task_executions
+  WHERE evaluation_id = :evaluation AND state = 'pending' AND kind <> 'report' FOR NO KEY UPDATE SKIP LOCKED
+), cancelled AS (
+  UPDATE task_executions e SET state = 'cancelled', finished_at = clock_timestamp(), sweep_at = NULL
+  FROM pending p WHERE e.id = p.id RETURNING e.id
+), flagged AS (
+  UPDATE evaluations v
+  SET cancel_requested_at = coalesce(v.cancel_requested_at, clock_timestamp()), remaining = v.remaining - n.n
+  FROM (SELECT count(*) AS n FROM cancelled) n WHERE v.id = :evaluation AND v.state = 'running'
+  RETURNING v.id, v.remaining, n.n
+), report AS (
+  INSERT INTO task_executions AS e (id, evaluation_id, kind, position, enqueues, sweep_at)
+  SELECT f.id || '.report', f.id, 'report', 2147483647, 1, clock_timestamp() + interval '2 minutes'
+  FROM flagged f WHERE f.remaining = 0 AND f.n > 0
+  {_REPORT_AGAIN}
+  RETURNING e.id, e.enqueues
+)
+SELECT v.state, coalesce(f.n, 0) AS cancelled, report.id AS report, report.enqueues AS report_enqueues
+FROM evaluations v LEFT JOIN flagged f ON true LEFT JOIN report ON true WHERE v.id = :evaluation
+""",
+)
+
+# The three statements of a retry, one transaction. The evaluation's row comes first here, against the order above: once it
+# is terminal, all its executions are, and no other statement locks an execution of it and then waits for this row.
+LOCK_TO_RETRY = _statement(
+    "retry.lock",
+    """
+SELECT v.state, (SELECT count(*) FROM task_executions e WHERE e.evaluation_id = v.id AND e.kind = 'run') AS runs,
+       (SELECT e.state FROM task_executions e WHERE e.id = v.id || '.plan') AS plan
+FROM evaluations v WHERE v.id = :evaluation FOR NO KEY UPDATE OF v
+""",
+)
+
+REARM = _statement(
+    "retry.rearm",
+    """
+WITH target AS MATERIALIZED (
+  SELECT id FROM task_executions
+  WHERE evaluation_id = :evaluation
+    AND CASE :what WHEN 'runs' THEN kind = 'run' AND state IN ('failed', 'cancelled') ELSE kind = :what END
+  ORDER BY id FOR NO KEY UPDATE
+), rearmed AS (
+  UPDATE task_executions e
+  SET state = 'pending', failures = 0, crashes = 0, error = NULL, finished_at = NULL, sweep_at = clock_timestamp()
+  FROM target t WHERE e.id = t.id RETURNING e.id
+)
+SELECT count(*) AS n FROM rearmed
+""",
+)
+
+REOPEN = _statement(
+    "retry.reopen",
+    """
+UPDATE evaluations
+SET state = 'running', remaining = :remaining, cancel_requested_at = NULL, finished_at = NULL, error = NULL, results = NULL,
+    usage = NULL, log = NULL
+WHERE id = :evaluation
+""",
+)
+
+# A crash between commit and enqueue, a lease that ran out, a Cloud Task that was purged: all are due.
+TAKE_DUE = _statement(
+    "take_due",
+    """
+WITH due AS MATERIALIZED (
+  SELECT id FROM task_executions WHERE state IN ('pending', 'running') AND sweep_at <= clock_timestamp()
+  ORDER BY sweep_at LIMIT :most FOR NO KEY UPDATE SKIP LOCKED
+)
+UPDATE task_executions e SET enqueues = e.enqueues + 1, sweep_at = clock_timestamp() + interval '2 minutes'
+FROM due WHERE e.id = due.id
+RETURNING e.id, e.enqueues
+""",
+)
+
+# The Cloud Task exists, so the queue will deliver: the sweeper need not look for a day. A row that was claimed or taken as
+# due again meanwhile has its own time.
+ENQUEUED = _statement(
+    "enqueued",
+    """
+WITH target AS MATERIALIZED (
+  SELECT e.id FROM task_executions e JOIN unnest(:ids, :numbers) AS n(id, number)
+    ON e.id = n.id COLLATE "C" AND e.enqueues = n.number
+  WHERE e.state = 'pending' ORDER BY e.id FOR NO KEY UPDATE OF e
+)
+UPDATE task_executions e SET sweep_at = clock_timestamp() + interval '1 day' FROM target t WHERE e.id = t.id
+""",
+)
+
+# Not part of a claim: what an earlier attempt recorded while the claim waited for the row is not in the claim's snapshot.
+SCORED = _statement(
+    "scored",
+    """
+SELECT sample_id, epoch FROM sample_results WHERE execution_id = :id AND error IS NULL AND evaluation_id = :evaluation
+""",
+)
+
+# What a report works on: where the plan's log is and, in the dataset's order, each sample that has a result.
+TO_REPORT = _statement(
+    "to_report",
+    """
+SELECT x.sample, r.transcript
+FROM task_executions e CROSS JOIN LATERAL jsonb_array_elements(e.samples) AS x(sample)
+JOIN sample_results r ON r.evaluation_id = e.evaluation_id AND r.sample_id = x.sample ->> 'id'
+                     AND r.epoch = (x.sample ->> 'epoch')::int
+WHERE e.evaluation_id = :evaluation AND e.kind = 'run' ORDER BY e.position
+""",
+)
+
+PLAN = _statement("plan", "SELECT state, attempt, error FROM task_executions WHERE id = :id")

@@ -1,0 +1,227 @@
+"""The service's settings: one frozen class, the only reader of the environment.
+
+Every field is the variable ``PROCTOR_`` + its name in capitals. Times are seconds unless the name says otherwise.
+Numbers whose source is "the story" are those of the fix that took random failures from about 5 % to 0.01 %.
+"""
+
+import os
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+from urllib.parse import urlsplit
+
+from pydantic import AliasChoices, Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from app.errors import SettingsError
+
+PREFIX = "PROCTOR_"
+
+Seconds = Annotated[float, Field(gt=0)]
+QUEUE_NAME = r"^projects/[^/]+/locations/[^/]+/queues/[A-Za-z0-9-]{1,100}$"
+
+
+class Settings(BaseSettings):
+    model_config = SettingsConfigDict(
+        env_prefix=PREFIX, frozen=True, extra="forbid", env_ignore_empty=True, populate_by_name=True
+    )
+
+    # The database -----------------------------------------------------------------------------------------------------
+    database_url: SecretStr = Field(
+        description="Any Postgres 15 or later: `postgresql://user:password@host:port/name`. Required.",
+    )
+    pool_recycle: Seconds = Field(
+        default=180,
+        description="A pooled connection is replaced past this age (seconds). Idle ones are dropped silently after about 600"
+        " by AlloyDB's and Cloud Run's network; 900, as before the fix, comes too late. Source: the story.",
+    )
+    pool_pre_ping: bool = Field(
+        default=True, description="Ask a pooled connection for a sign of life before use. Source: the story."
+    )
+    pool_size: int = Field(default=5, ge=1, description="Connections kept open. Source: the story.")
+    max_overflow: int = Field(
+        default=10,
+        ge=0,
+        description="Connections beyond pool_size; with it 15, as many as one instance's pushes. Source: the story.",
+    )
+    pool_timeout: Seconds = Field(
+        default=30, description="Wait for a free connection (seconds) before giving up. Source: the story."
+    )
+    connect_timeout: Seconds = Field(
+        default=10, description="Opening a connection, TLS and login included (seconds). Ours: ten times a slow one."
+    )
+    ping_timeout: Seconds = Field(
+        default=2, description="A connection that does not answer its ping for so long (seconds) is replaced. Ours."
+    )
+    statement_timeout: Seconds = Field(
+        default=30,
+        description="One statement, seen from the client (seconds); the server stops at 9/10 of it. Shorter than the lease,"
+        " or a take-over could wait past it. Ours.",
+    )
+    database_patience: Seconds = Field(
+        default=90,
+        description="How long idempotent work is tried again (seconds): a failover of 60 s is ridden out. Ours.",
+    )
+
+    # The queue --------------------------------------------------------------------------------------------------------
+    queue: str = Field(
+        default="projects/local/locations/local/queues/proctor",
+        pattern=QUEUE_NAME,
+        description="Cloud Tasks queue, `projects/…/locations/…/queues/…`.",
+    )
+    queue_endpoint: str | None = Field(
+        default=None,
+        pattern=r"^[^/:]+:\d+$",
+        description="host:port of a Cloud Tasks emulator, spoken to without TLS. Unset: the real service.",
+    )
+    queue_service_account: str | None = Field(
+        default=None, description="E-mail of the service account whose OIDC token each push carries. Unset: no token."
+    )
+    queue_audience: str | None = Field(default=None, description="Audience of that token. Default: service_url.")
+    queue_concurrency: int = Field(
+        default=32, ge=1, description="Cloud Tasks created at the same time by one worker. Ours: some hundred a second."
+    )
+    queue_patience: Seconds = Field(
+        default=20,
+        description="How long creating a Cloud Task is tried (seconds); then the sweeper makes up for it. Ours.",
+    )
+    service_url: str = Field(
+        default="http://127.0.0.1:8080",
+        description="Where the queue reaches this service; pushes go to /tasks/execute.",
+    )
+    dispatch_deadline: float = Field(
+        default=1800,
+        ge=15,
+        le=1800,
+        description="How long one push may last (seconds). Source: Cloud Tasks, whose maximum is 1,800.",
+    )
+
+    # The ledger -------------------------------------------------------------------------------------------------------
+    lease: Seconds = Field(default=120, description="How long an attempt may act without renewal (seconds). Ours.")
+    renew_interval: Seconds = Field(
+        default=15, description="Between two renewals of a worker's leases (seconds): an eighth of the lease. Ours."
+    )
+    renew_patience: Seconds = Field(
+        default=300,
+        description="Work is stopped after so long without a renewal (seconds). Ours: longer than a failover.",
+    )
+    deadline_margin: Seconds = Field(
+        default=60, description="An attempt stops itself so long before the dispatch deadline (seconds). Ours."
+    )
+    max_crashes: int = Field(
+        default=3, ge=1, description="An execution whose attempts were lost so often without progress fails. Ours."
+    )
+
+    # The runner -------------------------------------------------------------------------------------------------------
+    artifacts: str = Field(
+        default="file://.proctor/artifacts", description="Where logs go: `gs://bucket/path` or `file://path`."
+    )
+    scratch: Path = Field(
+        default=Path(".proctor/scratch"), description="Local folder for attempts at work. On Cloud Run it is memory."
+    )
+    max_samples: int = Field(default=100_000, ge=1, description="Samples × epochs of one evaluation, at most. Ours.")
+    max_samples_inline: int = Field(
+        default=20,
+        ge=1,
+        description="Samples × epochs that `POST /tasks/execute` with a spec runs in the request itself, at most. Ours.",
+    )
+    merged_log_limit: int = Field(
+        default=100 * 2**20,
+        ge=0,
+        description="Size (bytes) of all samples' logs up to which the merged log holds their transcripts too. Ours.",
+    )
+
+    # The web ----------------------------------------------------------------------------------------------------------
+    host: str = Field(default="127.0.0.1", description="Address to listen at; 0.0.0.0 in the container.")
+    port: int = Field(
+        default=8080,
+        ge=0,
+        le=65535,
+        validation_alias=AliasChoices("PROCTOR_PORT", "PORT"),
+        description="Port to listen at. Default: Cloud Run's PORT, else 8080.",
+    )
+    max_body: int = Field(
+        default=2**20, ge=1024, description="Size of a request's body (bytes). As Cloud Tasks: 1 MiB."
+    )
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        default="info", description="Least severity logged."
+    )
+    log_format: Literal["json", "console"] | None = Field(
+        default=None, description="Default: console on a terminal, else json (Cloud Logging's fields)."
+    )
+
+    # What the platform says of itself ---------------------------------------------------------------------------------
+    worker: str = Field(
+        default_factory=lambda: f"{os.uname().nodename}:{os.getpid()}",
+        description="This worker's name in the ledger. Default: host and process id.",
+    )
+    revision: str = Field(
+        default="",
+        validation_alias=AliasChoices("PROCTOR_REVISION", "K_REVISION"),
+        description="The deployed revision. Default: Cloud Run's K_REVISION.",
+    )
+
+    @field_validator("database_url")
+    @classmethod
+    def _postgres(cls, value: SecretStr) -> SecretStr:
+        url = urlsplit(value.get_secret_value())
+        if url.scheme not in ("postgres", "postgresql", "postgresql+asyncpg") or not url.hostname:
+            raise ValueError("must be postgresql://user:password@host:port/name")
+        return value
+
+    @field_validator("service_url")
+    @classmethod
+    def _http(cls, value: str) -> str:
+        url = urlsplit(value)
+        if url.scheme not in ("http", "https") or not url.hostname:
+            raise ValueError("must be an http or https address")
+        return value.rstrip("/")
+
+    @field_validator("artifacts")
+    @classmethod
+    def _url(cls, value: str) -> str:
+        scheme, separator, path = value.partition("://")
+        if not separator or scheme not in ("file", "gs", "memory") or not path:
+            raise ValueError("must be gs://bucket/path or file://path")
+        return f"file://{Path(path).absolute()}" if scheme == "file" else value.rstrip("/")
+
+    @model_validator(mode="after")
+    def _fit(self) -> Self:
+        if self.statement_timeout >= self.lease:
+            raise ValueError("PROCTOR_STATEMENT_TIMEOUT must be shorter than PROCTOR_LEASE")
+        if self.renew_interval * 2 > self.lease:
+            raise ValueError("PROCTOR_RENEW_INTERVAL must be at most half of PROCTOR_LEASE")
+        if self.deadline_margin >= self.dispatch_deadline:
+            raise ValueError("PROCTOR_DEADLINE_MARGIN must be shorter than PROCTOR_DISPATCH_DEADLINE")
+        return self
+
+
+def load(**given: Any) -> Settings:
+    """The settings that the environment says, `given` before it. Raises `SettingsError` naming every wrong variable.
+
+    A ``PROCTOR_`` variable that no setting has is refused too: a misspelt limit must not be silently the default.
+    """
+    known = {PREFIX + name.upper() for name in Settings.model_fields} | NOT_OURS
+    problems = [f"{k}: there is no such setting" for k in os.environ if k.startswith(PREFIX) and k not in known]
+    try:
+        settings = Settings(**given)
+    except ValidationError as error:
+        problems += [_sentence(e) for e in error.errors(include_url=False, include_context=False)]
+    if problems:
+        raise SettingsError("; ".join(problems))
+    return settings
+
+
+NOT_OURS = frozenset({"PROCTOR_URL"})
+"""Variables of the command line client, which is not the service."""
+
+
+def _sentence(error: Any) -> str:
+    """One complaint, naming the variable and never the value of a secret."""
+    message = error["msg"].removeprefix("Value error, ")
+    if not error["loc"]:
+        return str(message)
+    name = PREFIX + str(error["loc"][0]).upper().removeprefix(PREFIX)
+    if error["type"] == "missing":
+        return f"{name}: is required"
+    shown = "" if "database_url" in error["loc"] else f" (it is {error['input']!r})"
+    return f"{name}: {message[0].lower()}{message[1:]}{shown}"

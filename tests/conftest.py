@@ -1,0 +1,84 @@
+"""Fixtures that every test may use: real parts, each test on a database of its own."""
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from uuid import uuid4
+
+import asyncpg
+import pytest
+from app.database.engine import open_engine
+from app.database.migrate import migrate_async
+from app.database.session import Database
+from app.ledger import Ledger
+from app.local.postgres import open_postgres
+from app.settings import Settings, load
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+TEMPLATE = "proctor_template"
+
+
+@pytest.fixture(scope="session")
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+@pytest.fixture(scope="session")
+def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """One server for all tests of this process, with a migrated template database. Yields the URL of ``postgres``."""
+    with open_postgres(tmp_path_factory.mktemp("postgres"), durable=False, options=("max_connections=300",)) as url:
+        asyncio.run(_make_template(url))
+        yield url
+
+
+async def _make_template(url: str) -> None:
+    await _administer(url, f"CREATE DATABASE {TEMPLATE}")
+    await migrate_async(load(database_url=of_database(url, TEMPLATE)))
+
+
+async def _administer(url: str, statement: str) -> None:
+    connection = await asyncpg.connect(url)
+    try:
+        await connection.execute(statement)
+    finally:
+        await connection.close()
+
+
+def of_database(url: str, name: str) -> str:
+    return f"{url.rpartition('/')[0]}/{name}"
+
+
+@pytest.fixture
+async def database_url(postgres: str) -> AsyncIterator[str]:
+    """A migrated database that no other test sees."""
+    name = f"test_{uuid4().hex}"
+    await _administer(postgres, f"CREATE DATABASE {name} TEMPLATE {TEMPLATE}")
+    yield of_database(postgres, name)
+    await _administer(postgres, f"DROP DATABASE {name} WITH (FORCE)")
+
+
+@pytest.fixture
+def settings(database_url: str, tmp_path: Path) -> Settings:
+    return load(
+        database_url=database_url,
+        artifacts=f"file://{tmp_path}/artifacts",
+        scratch=tmp_path / "scratch",
+        worker="worker-1",
+        revision="revision-1",
+    )
+
+
+@pytest.fixture
+async def engine(settings: Settings) -> AsyncIterator[AsyncEngine]:
+    async with open_engine(settings) as engine:
+        yield engine
+
+
+@pytest.fixture
+def database(engine: AsyncEngine, settings: Settings) -> Database:
+    return Database(engine, settings.database_patience)
+
+
+@pytest.fixture
+def ledger(database: Database, settings: Settings) -> Ledger:
+    return Ledger(database, lease=settings.lease, worker=settings.worker, revision=settings.revision)
