@@ -7,8 +7,9 @@
     ├── NotAllowed            403
     ├── NotFound              404   no such evaluation, execution or sample
     ├── Conflict              409   the state forbids it, or the idempotency key means another spec
+    │   └── Again             409   to the queue: deliver it again
     ├── DatabaseUnavailable   503   no answer for as long as the caller's patience
-    └── QueueUnavailable      503
+    └── SettingsError               the service does not start
 
 One handler (`app.main`) renders them as ``application/problem+json`` (RFC 9457). A message says what happened, to what,
 and what to do.
@@ -56,14 +57,13 @@ class Conflict(ProctorError):
     title = "Conflict"
 
 
+class Again(Conflict):
+    title = "Not terminal yet"
+
+
 class DatabaseUnavailable(ProctorError):
     status = 503
     title = "Database unavailable"
-
-
-class QueueUnavailable(ProctorError):
-    status = 503
-    title = "Queue unavailable"
 
 
 class SettingsError(ProctorError):

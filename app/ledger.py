@@ -86,10 +86,12 @@ class End:
 @dataclass(frozen=True, slots=True)
 class Settlement:
     """What an attempt came to. `samples`: its results with the URL of their log; `runs`: the samples of each run that a
-    plan fans out to; `runs_due`: seconds until the sweeper may enqueue them; `tries`: how many failures are allowed."""
+    plan fans out to; `runs_due`: seconds until the sweeper may enqueue them; `tries`: how many failures are allowed;
+    `crashed`: the child was lost, which counts towards the crashes."""
 
     outcome: Outcome
     error: Failure | None = None
+    crashed: bool = False
     tries: int = 1
     samples: Sequence[tuple[SampleResult, str]] = ()
     runs: Sequence[Sequence[SampleRef]] = ()
@@ -133,6 +135,21 @@ class Cancelled:
     state: EvaluationState
     executions: int
     report: Enqueue | None
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    state: State
+    attempt: int
+    error: Failure | None
+
+
+@dataclass(frozen=True, slots=True)
+class ToReport:
+    """What a report works on: the samples that have a result, and for each that has none, why."""
+
+    transcripts: tuple[Transcript, ...]
+    missing: tuple[Failure, ...]
 
 
 class Ledger:
@@ -232,14 +249,21 @@ class Ledger:
         parameters = {"id": claim.execution_id, "evaluation": claim.evaluation_id}
         return {(r.sample_id, r.epoch) for r in await self._database.run(sql.SCORED, parameters)}
 
-    async def plan(self, evaluation_id: UUID) -> Row[Any]:
-        """`state`, `attempt` and `error` of the evaluation's plan."""
-        (row,) = await self._database.run(sql.PLAN, {"id": f"{evaluation_id}.plan"})
-        return row
+    async def unfinished(self, evaluation_id: UUID) -> list[str]:
+        """Ids of the evaluation's executions that are not terminal."""
+        return [r.id for r in await self._database.run(sql.UNFINISHED, {"evaluation": evaluation_id})]
 
-    async def to_report(self, evaluation_id: UUID) -> tuple[Transcript, ...]:
+    async def plan(self, evaluation_id: UUID) -> Plan:
+        (row,) = await self._database.run(sql.PLAN, {"id": f"{evaluation_id}.plan"})
+        return Plan(row.state, row.attempt, Failure.model_validate(row.error) if row.error else None)
+
+    async def to_report(self, evaluation_id: UUID) -> ToReport:
         rows = await self._database.run(sql.TO_REPORT, {"evaluation": evaluation_id})
-        return tuple(Transcript(sample=SampleRef.model_validate(r.sample), log=r.transcript) for r in rows)
+        transcripts = [
+            Transcript(sample=SampleRef.model_validate(r.sample), log=r.transcript) for r in rows if r.transcript
+        ]
+        missing = [_reason(r.state, r.error) for r in rows if not r.transcript]
+        return ToReport(tuple(transcripts), tuple(missing))
 
 
 def _claim(execution_id: str, row: Row[Any]) -> Claim:
@@ -267,6 +291,7 @@ def _settle_parameters(execution_id: str, attempt: int, s: Settlement) -> dict[s
         "id": execution_id,
         "attempt": attempt,
         "outcome": s.outcome,
+        "crashed": s.crashed,
         "tries": s.tries,
         "error": _dump(s.error),
         "samples": _rows(s.samples),
@@ -302,6 +327,15 @@ def _retry_order(found: Row[Any]) -> tuple[str, ...]:
     if found.runs == 0:
         return ("plan",)
     return ("runs",) if found.state == "succeeded" else ("runs", "report")
+
+
+def _reason(state: str, error: dict[str, Any] | None) -> Failure:
+    """Why a sample has no result."""
+    if error:
+        return Failure.model_validate(error)
+    return Failure(
+        error_class="cancelled" if state == "cancelled" else "infrastructure", message=f"Its run was {state}."
+    )
 
 
 def _report(row: Row[Any]) -> Enqueue | None:

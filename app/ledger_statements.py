@@ -10,7 +10,7 @@ Locks go executions (by id) → attempts, samples → evaluation; statements ove
 are ``clock_timestamp()``, read after the lock is held: ``now()`` is when the statement began to wait.
 """
 
-from sqlalchemy import ARRAY, Double, Integer, Text, TextClause, Uuid, bindparam, text
+from sqlalchemy import ARRAY, BigInteger, Boolean, Double, Integer, Text, TextClause, Uuid, bindparam, text
 from sqlalchemy.dialects.postgresql import JSONB
 
 _TYPES = {
@@ -36,6 +36,9 @@ _TYPES = {
     "tries": Integer(),
     "remaining": Integer(),
     "most": Integer(),
+    "position": Integer(),
+    "place": BigInteger(),
+    "crashed": Boolean(),
     "end_state": Text(),
     "log": Text(),
 }
@@ -143,7 +146,7 @@ WITH target AS MATERIALIZED (
 ), settled AS (
   UPDATE task_executions e
   SET state = d.next, failures = d.failures + (:outcome = 'failed')::int, error = :error,
-      crashes = CASE WHEN jsonb_array_length(:samples) > 0 THEN 0 ELSE d.crashes END,
+      crashes = CASE WHEN jsonb_array_length(:samples) > 0 THEN 0 ELSE d.crashes END + (:crashed)::int,
       claim_id = NULL, worker = NULL, lease_expires_at = NULL,
       sweep_at = CASE d.next WHEN 'pending' THEN clock_timestamp() + interval '10 minutes' END,
       finished_at = CASE d.next WHEN 'pending' THEN NULL ELSE clock_timestamp() END
@@ -329,16 +332,38 @@ SELECT sample_id, epoch FROM sample_results WHERE execution_id = :id AND error I
 """,
 )
 
-# What a report works on: where the plan's log is and, in the dataset's order, each sample that has a result.
+# What a report works on: each planned sample, with the log that has it whole or with the reason why there is none.
 TO_REPORT = _statement(
     "to_report",
     """
-SELECT x.sample, r.transcript
+SELECT x.sample, r.transcript, e.state, e.error
 FROM task_executions e CROSS JOIN LATERAL jsonb_array_elements(e.samples) AS x(sample)
-JOIN sample_results r ON r.evaluation_id = e.evaluation_id AND r.sample_id = x.sample ->> 'id'
+LEFT JOIN sample_results r ON r.evaluation_id = e.evaluation_id AND r.sample_id = x.sample ->> 'id'
                      AND r.epoch = (x.sample ->> 'epoch')::int
 WHERE e.evaluation_id = :evaluation AND e.kind = 'run' ORDER BY e.position
 """,
 )
 
+UNFINISHED = _statement(
+    "unfinished",
+    """
+SELECT id FROM task_executions WHERE evaluation_id = :evaluation AND state IN ('pending', 'running') ORDER BY position
+""",
+)
+
 PLAN = _statement("plan", "SELECT state, attempt, error FROM task_executions WHERE id = :id")
+
+# A page of an evaluation's samples in the plan's order, whatever became of them. Keyset: (position, place) of the last.
+SAMPLES_PAGE = _statement(
+    "samples_page",
+    """
+SELECT e.position, x.place, x.sample, e.id AS execution, e.state, r.attempt, r.scores, r.usage, r.cost, r."limit", r.error,
+       r.duration, r.transcript, CASE WHEN r.transcript IS NULL AND e.state = 'failed' THEN e.error END AS execution_error
+FROM task_executions e CROSS JOIN LATERAL jsonb_array_elements(e.samples) WITH ORDINALITY AS x(sample, place)
+LEFT JOIN sample_results r ON r.evaluation_id = e.evaluation_id AND r.sample_id = x.sample ->> 'id'
+                          AND r.epoch = (x.sample ->> 'epoch')::int
+WHERE e.evaluation_id = :evaluation AND e.kind = 'run' AND e.position >= :position
+  AND (e.position, x.place) > (:position, :place)
+ORDER BY e.position, x.place LIMIT :most
+""",
+)

@@ -211,6 +211,11 @@ def load(**given: Any) -> Settings:
     return settings
 
 
+def children_environment() -> dict[str, str]:
+    """The process's environment less every setting: what evaluations may see, model providers' keys among it."""
+    return {name: value for name, value in os.environ.items() if not name.startswith(PREFIX)}
+
+
 NOT_OURS = frozenset({"PROCTOR_URL"})
 """Variables of the command line client, which is not the service."""
 

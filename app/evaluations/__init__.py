@@ -1,0 +1,1 @@
+"""What users do with evaluations: submit, cancel, retry; list, get, explain."""

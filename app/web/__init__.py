@@ -1,0 +1,1 @@
+"""The HTTP interface. Errors are ``application/problem+json`` (RFC 9457)."""

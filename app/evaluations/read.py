@@ -1,0 +1,268 @@
+"""Reading evaluations, samples and executions: what the API and the command line show."""
+
+import base64
+import binascii
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Literal
+from uuid import UUID
+
+from pydantic import BaseModel, ConfigDict, Field
+from sqlalchemy import Row, Select, and_, func, select, tuple_
+from sqlalchemy.dialects.postgresql import JSONB
+
+from app.database.session import Database
+from app.database.tables import evaluations, execution_attempts, sample_results, task_executions
+from app.errors import InvalidRequest, NotFound
+from app.ledger import EvaluationState, Kind, Outcome, State
+from app.ledger_statements import SAMPLES_PAGE
+
+
+class _View(BaseModel):
+    model_config = ConfigDict(frozen=True)
+
+
+class SampleCounts(_View):
+    """Samples × epochs by what became of them. All are 0 until the plan has listed them."""
+
+    total: int = 0
+    pending: int = 0
+    running: int = 0
+    succeeded: int = Field(default=0, description="Have their scores.")
+    failed: int = Field(default=0, description="Errored, or never came to a result.")
+    cancelled: int = 0
+
+
+class EvaluationView(_View):
+    id: UUID
+    state: EvaluationState
+    created_by: str
+    idempotency_key: str | None = None
+    spec: dict[str, Any]
+    samples: SampleCounts
+    cancel_requested: bool
+    results: dict[str, Any] | None = Field(default=None, description="Inspect's `EvalResults`: metrics by scorer.")
+    usage: dict[str, Any] | None = Field(default=None, description="Tokens by model.")
+    cost: float | None = Field(default=None, description="US dollars, where Inspect knows the prices.")
+    error: dict[str, Any] | None = None
+    log: str | None = Field(default=None, description="URL of the merged Inspect log.")
+    versions: dict[str, str] | None = Field(default=None, description="Packages that decide what a result means.")
+    created_at: datetime
+    finished_at: datetime | None = None
+
+
+class EvaluationPage(_View):
+    evaluations: list[EvaluationView]
+    next: str | None = Field(default=None, description="`cursor` of the next page; none: this is the last.")
+
+
+class SampleView(_View):
+    id: int | str
+    epoch: int
+    state: State
+    scores: dict[str, Any] = Field(default_factory=dict)
+    usage: dict[str, Any] = Field(default_factory=dict)
+    cost: float | None = None
+    limit: str | None = None
+    error: dict[str, Any] | None = None
+    duration: float | None = Field(default=None, description="Seconds.")
+    transcript: str | None = Field(default=None, description="URL of the Inspect log that has the sample whole.")
+    execution: str
+    attempt: int | None = None
+
+
+class SamplePage(_View):
+    samples: list[SampleView]
+    next: str | None = Field(default=None, description="`cursor` of the next page; none: this is the last.")
+
+
+class AttemptView(_View):
+    attempt: int
+    worker: str
+    revision: str
+    push: dict[str, str] | None = Field(default=None, description="The queue's headers: information, not an identity.")
+    started_at: datetime
+    ended_at: datetime | None = None
+    outcome: Outcome | None = None
+    error: dict[str, Any] | None = None
+    usage: dict[str, Any] | None = None
+    cost: float | None = None
+
+
+class ExecutionView(_View):
+    id: str
+    evaluation_id: UUID
+    kind: Kind
+    state: State
+    samples: list[dict[str, Any]] | None = None
+    attempt: int
+    failures: int = Field(description="Failures charged to the evaluation.")
+    crashes: int = Field(description="Workers or children lost since the last progress.")
+    worker: str | None = None
+    lease_expires_at: datetime | None = None
+    progress: dict[str, Any] | None = None
+    enqueues: int = Field(description="Cloud Tasks made for it so far.")
+    sweep_at: datetime | None = Field(default=None, description="When the sweeper looks at it next.")
+    error: dict[str, Any] | None = None
+    created_at: datetime
+    finished_at: datetime | None = None
+    attempts: list[AttemptView]
+
+
+@dataclass(frozen=True)
+class Reader:
+    database: Database
+
+    async def evaluation(self, evaluation_id: UUID) -> EvaluationView:
+        rows = await self.database.run(select(evaluations).where(evaluations.c.id == evaluation_id))
+        if not rows:
+            raise NotFound(f"There is no evaluation {evaluation_id}.")
+        return (await self._views(rows))[0]
+
+    async def by_key(self, caller: str, idempotency_key: str) -> UUID | None:
+        """The evaluation that the caller's key stands for, if there is one."""
+        e = evaluations.c
+        query = select(e.id).where(e.created_by == caller, e.idempotency_key == idempotency_key)
+        rows = await self.database.run(query)
+        return rows[0].id if rows else None
+
+    async def evaluations(
+        self,
+        *,
+        state: EvaluationState | None = None,
+        tags: Sequence[str] = (),
+        cursor: str | None = None,
+        limit: int = 50,
+    ) -> EvaluationPage:
+        """Newest first. `tags` are `key=value`; an evaluation must have them all."""
+        newest = select(evaluations).order_by(evaluations.c.created_at.desc(), evaluations.c.id.desc()).limit(limit + 1)
+        rows = await self.database.run(_filtered(newest, state, tags, cursor))
+        page = rows[:limit]
+        more = _to_cursor(page[-1].created_at.isoformat(), str(page[-1].id)) if len(rows) > limit else None
+        return EvaluationPage(evaluations=await self._views(page), next=more)
+
+    async def samples(self, evaluation_id: UUID, *, cursor: str | None = None, limit: int = 100) -> SamplePage:
+        """In the dataset's order, epoch by epoch; those that have not run yet among them."""
+        await self.evaluation(evaluation_id)
+        position, place = (0, 0) if cursor is None else _from_cursor(cursor, int, int)
+        parameters = {"evaluation": evaluation_id, "position": position, "place": place, "most": limit + 1}
+        rows = await self.database.run(SAMPLES_PAGE, parameters)
+        page = rows[:limit]
+        more = _to_cursor(page[-1].position, page[-1].place) if len(rows) > limit else None
+        return SamplePage(samples=[_sample(row) for row in page], next=more)
+
+    async def execution(self, execution_id: str) -> ExecutionView:
+        rows = await self.database.run(select(task_executions).where(task_executions.c.id == execution_id))
+        if not rows:
+            raise NotFound(f"There is no execution {execution_id!r}.")
+        history = select(execution_attempts).where(execution_attempts.c.execution_id == execution_id)
+        attempts = await self.database.run(history.order_by(execution_attempts.c.attempt))
+        views = [AttemptView.model_validate(dict(a._mapping)) for a in attempts]
+        return ExecutionView.model_validate({**rows[0]._mapping, "attempts": views})
+
+    async def _views(self, rows: Sequence[Row[Any]]) -> list[EvaluationView]:
+        ids = [row.id for row in rows]
+        counts, costs = await self._counts(ids), await self._costs(ids)
+        return [_evaluation(row, counts.get(row.id, SampleCounts()), costs.get(row.id)) for row in rows]
+
+    async def _counts(self, ids: Sequence[UUID]) -> dict[UUID, SampleCounts]:
+        """A sample counts as its execution does; one of many in an execution that has its result before, as its result."""
+        e, r = task_executions.c, sample_results.c
+        planned = (
+            select(e.evaluation_id, e.state, func.sum(func.jsonb_array_length(e.samples)).label("n"))
+            .where(e.evaluation_id.in_(ids), e.kind == "run")
+            .group_by(e.evaluation_id, e.state)
+        )
+        early = (
+            select(r.evaluation_id, e.state, func.count().label("n"))
+            .join(task_executions, and_(e.id == r.execution_id, e.state != "succeeded"))
+            .where(r.evaluation_id.in_(ids), r.error.is_(None))
+            .group_by(r.evaluation_id, e.state)
+        )
+        counts: dict[UUID, dict[str, int]] = {}
+        for row in await self.database.run(planned):
+            mine = counts.setdefault(row.evaluation_id, {"total": 0})
+            mine[row.state] = int(row.n)
+            mine["total"] += int(row.n)
+        for row in await self.database.run(early):
+            mine = counts[row.evaluation_id]
+            mine[row.state] -= row.n
+            mine["succeeded"] = mine.get("succeeded", 0) + row.n
+        return {id: SampleCounts(**n) for id, n in counts.items()}
+
+    async def _costs(self, ids: Sequence[UUID]) -> dict[UUID, float | None]:
+        r = sample_results.c
+        costs = select(r.evaluation_id, func.sum(r.cost).label("cost")).where(r.evaluation_id.in_(ids))
+        return {row.evaluation_id: row.cost for row in await self.database.run(costs.group_by(r.evaluation_id))}
+
+
+def _filtered(
+    query: Select[Any], state: EvaluationState | None, tags: Sequence[str], cursor: str | None
+) -> Select[Any]:
+    if state is not None:
+        query = query.where(evaluations.c.state == state)
+    if tags:
+        pairs = dict(_tag(tag) for tag in tags)
+        query = query.where(evaluations.c.spec["tags"].cast(JSONB).contains(pairs))
+    if cursor is not None:
+        created_at, id = _from_cursor(cursor, datetime.fromisoformat, UUID)
+        query = query.where(tuple_(evaluations.c.created_at, evaluations.c.id) < tuple_(created_at, id))
+    return query
+
+
+def _tag(tag: str) -> tuple[str, str]:
+    key, separator, value = tag.partition("=")
+    if not separator or not key:
+        raise InvalidRequest(f"tag: must be key=value, as in tag=suite=nightly (it is {tag!r}).")
+    return key, value
+
+
+def _to_cursor(*parts: Any) -> str:
+    return base64.urlsafe_b64encode(json.dumps(parts).encode()).decode().rstrip("=")
+
+
+def _from_cursor(cursor: str, *types: Any) -> tuple[Any, ...]:
+    try:
+        parts = json.loads(base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)))
+        return tuple(t(part) for t, part in zip(types, parts, strict=True))
+    except (ValueError, TypeError, binascii.Error) as error:
+        raise InvalidRequest("cursor: not one of ours. Take it from `next` of the page before.") from error
+
+
+def _evaluation(row: Row[Any], counts: SampleCounts, cost: float | None) -> EvaluationView:
+    own = row._mapping
+    key = row.idempotency_key if row.idempotency_key != str(row.id) else None
+    return EvaluationView.model_validate(
+        {
+            **own,
+            "idempotency_key": key,
+            "samples": counts,
+            "cost": cost,
+            "cancel_requested": row.cancel_requested_at is not None,
+        }
+    )
+
+
+def _sample(row: Row[Any]) -> SampleView:
+    return SampleView(
+        id=row.sample["id"],
+        epoch=row.sample["epoch"],
+        state=_sample_state(row),
+        scores=row.scores or {},
+        usage=row.usage or {},
+        cost=row.cost,
+        limit=row.limit,
+        error=row.error or row.execution_error,
+        duration=row.duration,
+        transcript=row.transcript,
+        execution=row.execution,
+        attempt=row.attempt,
+    )
+
+
+def _sample_state(row: Row[Any]) -> Literal["pending", "running", "succeeded", "failed", "cancelled"]:
+    scored = row.transcript is not None and row.error is None
+    state: Literal["pending", "running", "succeeded", "failed", "cancelled"] = row.state
+    return "succeeded" if scored else state

@@ -1,0 +1,61 @@
+"""Submitting, cancelling and retrying: a ledger transition, then the Cloud Task it calls for.
+
+The row is the outbox: if the Cloud Task cannot be made now, the sweeper makes up for it, and the caller need not know.
+"""
+
+from dataclasses import dataclass
+from uuid import UUID
+
+from app.errors import Conflict, InvalidRequest, NotFound
+from app.ledger import Cancelled, Enqueue, Ledger, Submitted
+from app.queue import Queue, enqueue, enqueue_due
+from app.spec import Spec
+
+MAX_KEY = 200
+"""Characters of an idempotency key. Ours: a UUID has 36, a path with a date some 100."""
+
+
+@dataclass(frozen=True)
+class Submissions:
+    ledger: Ledger
+    queue: Queue
+
+    async def submit(self, spec: Spec, caller: str, idempotency_key: str | None = None) -> Submitted:
+        """The same key and spec give the same evaluation again; the same key and another spec are refused."""
+        submitted = await self.register(spec, caller, idempotency_key)
+        if submitted.created:
+            await enqueue(self.ledger, self.queue, [Enqueue(f"{submitted.evaluation_id}.plan", 1)])
+        return submitted
+
+    async def register(self, spec: Spec, caller: str, idempotency_key: str | None) -> Submitted:
+        """The rows only; nobody enqueues them for two minutes."""
+        if idempotency_key is not None and not (0 < len(idempotency_key) <= MAX_KEY and idempotency_key.isprintable()):
+            raise InvalidRequest(f"Idempotency-Key: must have 1 to {MAX_KEY} printable characters.")
+        submitted = await self.ledger.submit(spec, caller, idempotency_key)
+        if not submitted.same:
+            raise Conflict(
+                f"Idempotency-Key {idempotency_key!r} already stands for another spec, that of evaluation"
+                f" {submitted.evaluation_id}. Send the same spec, or another key."
+            )
+        return submitted
+
+    async def cancel(self, evaluation_id: UUID) -> Cancelled:
+        cancelled = await self.ledger.cancel(evaluation_id)
+        if cancelled is None:
+            raise NotFound(f"There is no evaluation {evaluation_id}.")
+        if cancelled.report:
+            await enqueue(self.ledger, self.queue, [cancelled.report])
+        return cancelled
+
+    async def retry(self, evaluation_id: UUID) -> int:
+        """How many executions are pending again."""
+        result = await self.ledger.retry(evaluation_id)
+        if result is None:
+            raise NotFound(f"There is no evaluation {evaluation_id}.")
+        state, armed = result
+        if state == "running":
+            raise Conflict(f"Evaluation {evaluation_id} is still running: cancel it, or wait until it has ended.")
+        if not armed:
+            raise Conflict(f"Evaluation {evaluation_id} {state}, and none of its samples failed: nothing to retry.")
+        await enqueue_due(self.ledger, self.queue)
+        return armed

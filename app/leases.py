@@ -1,0 +1,115 @@
+"""The leases of one worker, renewed by one statement for all of them.
+
+An idle worker makes no statements: the renewals run only while something is held. A renewal that fails is tried again
+every 2 s and does not end the work at once, because during a failover nobody else can claim either; after
+``renew_patience`` seconds it does.
+"""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from typing import Any, Literal
+
+import structlog
+
+from app.errors import DatabaseUnavailable
+from app.ledger import Held, Ledger, Renewal
+from app.settings import Settings
+
+RETRY_EVERY = 2.0
+"""Seconds between two tries of a renewal that failed. DESIGN's number, ours."""
+
+Reason = Literal["lost", "cancel", "unreachable"]
+log = structlog.get_logger(__name__)
+
+
+class Lease:
+    """One attempt's right to act. `ended` resolves to why it must stop: `lost` (another attempt holds it), `cancel` (the
+    user wishes so) or `unreachable` (no renewal for too long)."""
+
+    def __init__(self, execution_id: str, attempt: int) -> None:
+        self.execution_id = execution_id
+        self.attempt = attempt
+        self.progress: dict[str, Any] | None = None
+        self.ended: asyncio.Future[Reason] = asyncio.get_running_loop().create_future()
+        self._renewed = time.monotonic()
+
+    def held(self) -> Held:
+        return Held(self.execution_id, self.attempt, self.progress)
+
+    def end(self, reason: Reason) -> None:
+        if not self.ended.done():
+            log.warning("attempt must stop", execution=self.execution_id, attempt=self.attempt, reason=reason)
+            self.ended.set_result(reason)
+
+    def learn(self, renewal: Renewal) -> None:
+        self._renewed = time.monotonic()
+        if renewal.lost:
+            self.end("lost")
+        elif renewal.cancel:
+            self.end("cancel")
+
+    @property
+    def age(self) -> float:
+        """Seconds since the last renewal, or since the claim."""
+        return time.monotonic() - self._renewed
+
+
+class Leases:
+    """All that this worker holds."""
+
+    def __init__(self, ledger: Ledger, settings: Settings) -> None:
+        self._ledger = ledger
+        self._interval = settings.renew_interval
+        self._patience = settings.renew_patience
+        self._leases: dict[tuple[str, int], Lease] = {}
+        self._renewing: asyncio.Task[None] | None = None
+        self._emptied = asyncio.Event()
+
+    def __len__(self) -> int:
+        return len(self._leases)
+
+    @asynccontextmanager
+    async def hold(self, execution_id: str, attempt: int) -> AsyncIterator[Lease]:
+        """Renews the lease for as long as the block lasts."""
+        lease = Lease(execution_id, attempt)
+        self._leases[execution_id, attempt] = lease
+        self._emptied.clear()
+        if self._renewing is None or self._renewing.done():
+            self._renewing = asyncio.create_task(self._renew_all(), name="renew leases")
+        try:
+            yield lease
+        finally:
+            del self._leases[execution_id, attempt]
+            if not self._leases:
+                self._emptied.set()
+
+    async def _renew_all(self) -> None:
+        """Ends by itself when nothing is held; a renewal under way is never cancelled, which would cost a connection."""
+        wait = self._interval
+        while self._leases:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(wait):
+                    await self._emptied.wait()
+            if self._leases:
+                wait = self._interval if await self._renew_once() else min(RETRY_EVERY, self._interval)
+
+    async def _renew_once(self) -> bool:
+        try:
+            renewals = await self._ledger.renew([lease.held() for lease in self._leases.values()], patience=0)
+        except Exception as error:  # whatever it was, the work goes on until the patience ends
+            log.warning("renewal failed", reason=str(error), leases=len(self._leases), unexpected=_unexpected(error))
+            for lease in tuple(self._leases.values()):
+                if lease.age > self._patience:
+                    lease.end("unreachable")
+            return False
+        for renewal in renewals:
+            mine = self._leases.get((renewal.execution_id, renewal.attempt))
+            if mine is not None:  # else it was settled while the renewal was under way
+                mine.learn(renewal)
+        return True
+
+
+def _unexpected(error: Exception) -> bool:
+    return not isinstance(error, DatabaseUnavailable)

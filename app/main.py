@@ -1,0 +1,81 @@
+"""The one composition root: settings in, application out."""
+
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import TypedDict
+
+import structlog
+from fastapi import FastAPI
+
+from app.artifacts import Artifacts
+from app.database.engine import open_engine
+from app.database.session import Database
+from app.evaluations.read import Reader
+from app.evaluations.submit import Submissions
+from app.execution import Executor
+from app.inline import Inline
+from app.leases import Leases
+from app.ledger import Ledger
+from app.queue import open_queue
+from app.runner.supervisor import Supervisor
+from app.settings import Settings, children_environment
+from app.web import evaluations, health, problems, tasks
+from app.web.state import Services
+
+log = structlog.get_logger(__name__)
+
+
+class State(TypedDict):
+    services: Services
+
+
+def create_app(settings: Settings) -> FastAPI:
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[State]:
+        async with open_services(settings) as services:
+            log.info("ready", worker=settings.worker, **budget(settings))
+            yield {"services": services}
+
+    app = FastAPI(
+        title="Proctor",
+        summary="Runs long AI agent evaluations and never loses one.",
+        lifespan=lifespan,
+        version="0.1.0",
+    )
+    problems.install(app)
+    app.add_middleware(problems.BodyLimit, limit=settings.max_body)
+    for router in (evaluations.router, tasks.router, health.router):
+        app.include_router(router)
+    return app
+
+
+@asynccontextmanager
+async def open_services(settings: Settings) -> AsyncIterator[Services]:
+    async with AsyncExitStack() as stack:
+        engine = await stack.enter_async_context(open_engine(settings))
+        queue = await stack.enter_async_context(open_queue(settings))
+        supervisor = await stack.enter_async_context(Supervisor(children_environment()))
+        database = Database(engine, settings.database_patience)
+        ledger = Ledger(database, lease=settings.lease, worker=settings.worker, revision=settings.revision)
+        executor = Executor(
+            ledger=ledger,
+            queue=queue,
+            artifacts=Artifacts(settings.artifacts),
+            supervisor=supervisor,
+            leases=Leases(ledger, settings),
+            settings=settings,
+        )
+        submissions, reader = Submissions(ledger, queue), Reader(database)
+        yield Services(
+            settings=settings,
+            database=database,
+            executor=executor,
+            submissions=submissions,
+            reader=reader,
+            inline=Inline(executor, submissions, reader),
+        )
+
+
+def budget(settings: Settings) -> dict[str, int]:
+    """What one worker may use at most: to be multiplied by the instances and held against the database's limit."""
+    return {"connections": settings.pool_size + settings.max_overflow}

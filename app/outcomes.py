@@ -1,0 +1,160 @@
+"""What the end of a child means for the ledger: from what it said to a `Settlement`. No I/O here."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from app.ledger import Claim, End, Outcome, Settlement
+from app.runner.messages import Failure, Planned, Progress, Reported, SampleRef, SampleResult, Started
+
+Stopped = Literal["cancel", "deadline", "drain", "unreachable"]
+"""Why the service itself ended a child: the user's wish, the push's end, the worker's end, no renewal for too long."""
+
+
+@dataclass(slots=True)
+class Heard:
+    """What a child has said so far: `samples` with the URL of their log, `failure` its own word on how it went, `crash`
+    why it ended without one."""
+
+    started: Started | None = None
+    progress: Progress | None = None
+    planned: Planned | None = None
+    reported: Reported | None = None
+    samples: list[tuple[SampleResult, str]] = field(default_factory=list)
+    failure: Failure | None = None
+    crash: str | None = None
+
+    def logs(self) -> list[str]:
+        """Names of the logs that hold its samples; mostly one."""
+        return list(dict.fromkeys(result.log for result, _ in self.samples))
+
+
+def foreseen(claim: Claim, max_crashes: int) -> Settlement | None:
+    """The end of an attempt that need not run at all."""
+    if claim.cancel and claim.kind != "report":
+        return Settlement("cancelled", error=Failure(error_class="cancelled", message="The evaluation was cancelled."))
+    if claim.crashes < max_crashes:
+        return None
+    last = f" The last time: {claim.error['message']}" if claim.error else ""
+    failure = Failure(
+        error_class="infrastructure",
+        message=f"Its worker or its child process was lost {claim.crashes} times without progress.{last}",
+    )
+    return Settlement("failed", error=failure, end=End("failed", error=failure))
+
+
+def stopped(reason: Stopped, heard: Heard, seconds: float) -> Settlement:
+    """The service ended the child. What was finished stays. Only a deadline is charged: there is no checkpoint to resume
+    from, and starting over would meet it again."""
+    match reason:
+        case "cancel":
+            return _settlement(heard, "cancelled", Failure(error_class="cancelled", message="It was cancelled."))
+        case "deadline":
+            message = f"It reached the push's deadline after {seconds:.0f} s, with no checkpoint to resume from."
+            return _failed(heard, Failure(error_class="limit", message=message, final=True), tries=1)
+        case "drain":
+            message = "The worker was told to stop."
+        case "unreachable":
+            message = "The database did not answer for too long."
+    return _settlement(heard, "interrupted", Failure(error_class="infrastructure", message=message))
+
+
+def crashed(heard: Heard) -> Settlement:
+    """The child ended without a last word: nobody's fault yet, but it counts towards `max_crashes`."""
+    failure = Failure(error_class="infrastructure", message=heard.crash or "The child process ended without a word.")
+    return _settlement(heard, "interrupted", failure, crashed=True)
+
+
+def planned(claim: Claim, heard: Heard, *, max_samples: int, runs_due: float) -> Settlement:
+    plan = heard.planned
+    if heard.failure or plan is None:
+        return _come_to_nothing(claim, heard)
+    if len(plan.samples) > max_samples:
+        message = f"It has {len(plan.samples)} samples × epochs, more than the {max_samples} allowed: use `limit`."
+        return _failed(heard, Failure(error_class="limit", message=message, final=True), tries=1)
+    size = len(plan.samples) if plan.whole else claim.spec.samples_per_execution
+    runs = [plan.samples[i : i + size] for i in range(0, len(plan.samples), max(size, 1))]
+    return _settlement(heard, "succeeded", runs=runs, runs_due=runs_due)
+
+
+def ran(claim: Claim, heard: Heard) -> Settlement:
+    """Succeeded only if each sample that ended has its score."""
+    errors = [result.error for result, _ in heard.samples if result.error]
+    failure = heard.failure or (errors[0] if errors else None)
+    return _failed(heard, failure, _tries(claim, failure)) if failure else _settlement(heard, "succeeded")
+
+
+def reported(claim: Claim, heard: Heard, missing: Sequence[Failure], log: str | None) -> Settlement:
+    """`missing`: why samples have no result at all. They fail the evaluation like errored ones, unless the spec says that
+    none may."""
+    report = heard.reported
+    if heard.failure or report is None:
+        return _come_to_nothing(claim, heard)
+    failure = report.failure
+    if failure is None and missing and claim.spec.fail_on_error is not False:
+        failure = _without_result(missing)
+    end = End("failed" if failure else "succeeded", report.results, report.usage, failure, log)
+    return _settlement(heard, "succeeded", end=end)
+
+
+def nothing_to_report(missing: Sequence[Failure], plan_error: Failure | None) -> Settlement:
+    """The evaluation ends without any result: its plan failed, or found nothing, or no sample came to a result."""
+    none = Failure(error_class="evaluation", message="The task listed no samples.")
+    failure = plan_error or (_without_result(missing) if missing else none)
+    return Settlement("succeeded", end=End("failed", error=failure))
+
+
+def unheard(wanted: Iterable[SampleRef], heard: Heard) -> list[SampleRef]:
+    """Those of `wanted` that have not ended yet."""
+    have = {result.sample for result, _ in heard.samples}
+    return [sample for sample in wanted if sample not in have]
+
+
+def _without_result(missing: Sequence[Failure]) -> Failure:
+    count = "One sample has" if len(missing) == 1 else f"{len(missing)} samples have"
+    return Failure(error_class=missing[0].error_class, message=f"{count} no result. {missing[0].message}")
+
+
+def _come_to_nothing(claim: Claim, heard: Heard) -> Settlement:
+    nothing = Failure(error_class="infrastructure", message=f"The {claim.kind} came to no result.")
+    failure = heard.failure or nothing
+    return _failed(heard, failure, _tries(claim, failure))
+
+
+def _failed(heard: Heard, failure: Failure, tries: int) -> Settlement:
+    return _settlement(heard, "failed", failure, tries=tries, end=End("failed", error=failure))
+
+
+def _tries(claim: Claim, failure: Failure) -> int:
+    return 1 if failure.final else claim.spec.tries
+
+
+def _settlement(heard: Heard, outcome: Outcome, error: Failure | None = None, **more: Any) -> Settlement:
+    return Settlement(
+        outcome,
+        error=error,
+        samples=heard.samples,
+        usage=_usage(heard),
+        cost=_cost(heard),
+        versions=heard.started.versions if heard.started else None,
+        **more,
+    )
+
+
+def _usage(heard: Heard) -> dict[str, Any] | None:
+    """Tokens by model: of the samples that ended, or the last progress if that is all there is."""
+    total: dict[str, dict[str, float]] = {}
+    for result, _ in heard.samples:
+        for model, counts in result.usage.items():
+            mine = total.setdefault(model, {})
+            for name, value in counts.items():
+                if isinstance(value, int | float):
+                    mine[name] = mine.get(name, 0) + value
+    return total or (heard.progress.model_dump() if heard.progress else None)
+
+
+def _cost(heard: Heard) -> float | None:
+    costs = [result.cost for result, _ in heard.samples if result.cost is not None]
+    if costs:
+        return sum(costs)
+    return (heard.progress.cost or None) if heard.progress else None

@@ -1,0 +1,116 @@
+"""One rendering for everything that goes wrong: ``application/problem+json``."""
+
+from collections.abc import Sequence
+from http import HTTPStatus
+from typing import Any
+
+import structlog
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from pydantic import BaseModel, Field
+from starlette.exceptions import HTTPException
+
+from app.errors import BodyTooLarge, InvalidRequest, MalformedBody, ProctorError
+
+log = structlog.get_logger(__name__)
+
+
+class Problem(BaseModel):
+    """RFC 9457."""
+
+    type: str = "about:blank"
+    title: str
+    status: int
+    detail: str = Field(description="What happened, to what, and what to do.")
+    errors: list[dict[str, str]] | None = Field(default=None, description="Each wrong field: `field` and `message`.")
+
+
+class ProblemResponse(JSONResponse):
+    media_type = "application/problem+json"
+
+
+def responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """For the OpenAPI description of a route."""
+    content = {"application/problem+json": {"schema": {"$ref": "#/components/schemas/Problem"}}}
+    return {status: {"description": HTTPStatus(status).phrase, "content": content} for status in statuses}
+
+
+def problem(status: int, title: str, detail: str, errors: list[dict[str, str]] | None = None) -> ProblemResponse:
+    body = Problem(title=title, status=status, detail=detail, errors=errors)
+    return ProblemResponse(body.model_dump(exclude_none=True), status_code=status)
+
+
+def install(app: FastAPI) -> None:
+    @app.exception_handler(ProctorError)
+    async def ours(_: Request, error: ProctorError) -> ProblemResponse:
+        errors = error.errors if isinstance(error, InvalidRequest) else None
+        return problem(error.status, error.title, str(error), errors or None)
+
+    @app.exception_handler(RequestValidationError)
+    async def invalid(_: Request, error: RequestValidationError) -> ProblemResponse:
+        found = _invalid(error.errors())
+        return problem(found.status, found.title, str(found), found.errors or None)
+
+    @app.exception_handler(HTTPException)
+    async def http(request: Request, error: HTTPException) -> ProblemResponse:
+        phrase = HTTPStatus(error.status_code).phrase
+        detail = f"{request.method} {request.url.path}: {error.detail}"
+        response = problem(error.status_code, phrase, detail)
+        response.headers.update(error.headers or {})
+        return response
+
+    @app.exception_handler(Exception)
+    async def unexpected(request: Request, error: Exception) -> ProblemResponse:
+        log.exception("unexpected error", method=request.method, path=request.url.path, exc_info=error)
+        return problem(500, "Internal error", "Something unexpected went wrong; it is in the service's log.")
+
+
+def _invalid(errors: Sequence[Any]) -> InvalidRequest:
+    for error in errors:
+        if error["type"] == "json_invalid":
+            reason = error.get("ctx", {}).get("error", "invalid")
+            return MalformedBody(f"The body is not JSON: {reason} at character {error['loc'][-1]}.")
+    found = [{"field": ".".join(str(part) for part in e["loc"]), "message": _message(e)} for e in errors]
+    return InvalidRequest("; ".join(f"{e['field']}: {e['message']}" for e in found), found)
+
+
+def _message(error: Any) -> str:
+    if error["type"] == "extra_forbidden":
+        return "there is no such field"
+    return str(error["msg"]).removeprefix("Value error, ")
+
+
+class BodyLimit:
+    """ASGI: refuses a body of more than `limit` bytes, by its announced length or as it comes in."""
+
+    def __init__(self, app: Any, limit: int) -> None:
+        self._app = app
+        self._limit = limit
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        announced = dict(scope["headers"]).get(b"content-length", b"0")
+        if announced.isdigit() and int(announced) > self._limit:
+            await self._refuse(scope, receive, send)
+            return
+        seen = 0
+
+        async def limited() -> Any:
+            nonlocal seen
+            message = await receive()
+            seen += len(message.get("body", b""))
+            if seen > self._limit:
+                raise HTTPException(413, str(self._error()))
+            return message
+
+        await self._app(scope, limited, send)
+
+    async def _refuse(self, scope: Any, receive: Any, send: Any) -> None:
+        error = self._error()
+        await problem(error.status, error.title, str(error))(scope, receive, send)
+
+    def _error(self) -> BodyTooLarge:
+        return BodyTooLarge(f"The body has more than {self._limit} bytes, the most that is taken.")
