@@ -244,6 +244,10 @@ class Ledger:
         parameters = {"ids": [t.execution_id for t in tasks], "numbers": [t.number for t in tasks]}
         await self._database.run(sql.ENQUEUED, parameters)
 
+    async def all_due(self) -> None:
+        """After the queue itself was lost, or purged: whatever is not terminal needs a new Cloud Task."""
+        await self._database.run(sql.ALL_DUE)
+
     async def scored(self, claim: Claim) -> set[tuple[str, int]]:
         """(sample id as text, epoch) of the claimed execution's samples that have their score already."""
         parameters = {"id": claim.execution_id, "evaluation": claim.evaluation_id}

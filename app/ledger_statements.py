@@ -324,6 +324,16 @@ UPDATE task_executions e SET sweep_at = clock_timestamp() + interval '1 day' FRO
 """,
 )
 
+ALL_DUE = _statement(
+    "all_due",
+    """
+WITH target AS MATERIALIZED (
+  SELECT id FROM task_executions WHERE state IN ('pending', 'running') ORDER BY id FOR NO KEY UPDATE
+)
+UPDATE task_executions e SET sweep_at = clock_timestamp() FROM target t WHERE e.id = t.id
+""",
+)
+
 # Not part of a claim: what an earlier attempt recorded while the claim waited for the row is not in the claim's snapshot.
 SCORED = _statement(
     "scored",

@@ -75,6 +75,7 @@ def _start(command: list[str], *, stdout: object, stderr: object) -> "subprocess
         [sys.executable, "-m", "app.local.unprivileged", str(os.getpid()), str(binaries / command[0]), *command[1:]],
         env={"PATH": "/usr/bin:/bin", "LC_ALL": "C", "TZ": "UTC", "PYTHONPATH": str(Path(__file__).parents[2])},
         stdin=subprocess.DEVNULL,
+        start_new_session=True,  # Ctrl-C is for us; the server ends when nobody needs it any more
         stdout=stdout,  # type: ignore[call-overload]  # a file or PIPE
         stderr=stderr,
     )
