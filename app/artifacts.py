@@ -9,7 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import fsspec
-from tenacity import retry, retry_if_exception_type, stop_after_delay, wait_random_exponential
+from tenacity import (
+    retry,
+    retry_if_exception_type,
+    retry_if_not_exception_type,
+    stop_after_delay,
+    wait_random_exponential,
+)
 
 SHIP_PATIENCE = 60
 """Seconds for which a file's upload is tried again. Ours."""
@@ -35,7 +41,7 @@ class Artifacts:
         await asyncio.to_thread(self._get, url, file)
 
     @retry(
-        retry=retry_if_exception_type(OSError),
+        retry=retry_if_exception_type(OSError) & retry_if_not_exception_type(FileNotFoundError),
         stop=stop_after_delay(SHIP_PATIENCE),
         wait=wait_random_exponential(multiplier=0.1, max=5),
         reraise=True,

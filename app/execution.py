@@ -17,11 +17,14 @@ from uuid import UUID, uuid4
 import structlog
 
 from app.artifacts import Artifacts
+from app.errors import DatabaseUnavailable
 from app.leases import Lease, Leases
 from app.ledger import Claim, Ledger, Settled, Settlement, State
 from app.outcomes import Heard, Stopped, crashed, foreseen, nothing_to_report, planned, ran, reported, stopped, unheard
 from app.queue import Queue, enqueue, enqueue_due
 from app.runner.messages import (
+    ENDED,
+    LOGS,
     Checkpointed,
     Done,
     Failure,
@@ -37,10 +40,6 @@ from app.runner.messages import (
 from app.runner.supervisor import Child, Crashed, Supervisor
 from app.settings import Settings
 
-LOGS = "logs"
-"""Folder of an attempt in which Inspect writes."""
-ENDED = "ended"
-"""Folder in which the child leaves a copy of the log, whole, as each sample ends: Inspect may be writing to its own."""
 PLAN_LOG = "plan.eval"
 
 _Why = Stopped | Literal["lost"]
@@ -100,7 +99,7 @@ class Executor:
 
     async def _act(self, claim: Claim, push: Push) -> Answer:
         async with self.leases.hold(claim.execution_id, claim.attempt) as lease:
-            settlement = foreseen(claim, self.settings.max_crashes) or await self._attempt(claim, push, lease)
+            settlement = foreseen(claim, self.settings.max_crashes) or await self._try(claim, push, lease)
             if settlement is None:
                 return _again(claim, "Another attempt holds it now.")
             settled = await self.ledger.settle(claim.execution_id, claim.attempt, settlement)
@@ -110,6 +109,16 @@ class Executor:
         if not push.alone:
             await self._enqueue_next(settled)
         return _settled(claim, settlement, settled)
+
+    async def _try(self, claim: Claim, push: Push, lease: Lease) -> Settlement | None:
+        """A mistake of ours must not hold the execution until its lease ends, nor come back for ever."""
+        try:
+            return await self._attempt(claim, push, lease)
+        except DatabaseUnavailable:
+            raise
+        except Exception as error:
+            log.exception("the attempt failed unexpectedly")
+            return crashed(Heard(crash=f"The worker met an unexpected {type(error).__name__}: {error}"))
 
     async def _attempt(self, claim: Claim, push: Push, lease: Lease) -> Settlement | None:
         """None: the lease was lost, and with it the right to say anything."""

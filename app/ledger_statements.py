@@ -10,10 +10,25 @@ Locks go executions (by id) → attempts, samples → evaluation; statements ove
 are ``clock_timestamp()``, read after the lock is held: ``now()`` is when the statement began to wait.
 """
 
-from sqlalchemy import ARRAY, BigInteger, Boolean, Double, Integer, Text, TextClause, Uuid, bindparam, text
-from sqlalchemy.dialects.postgresql import JSONB
+from typing import Any
 
-_TYPES = {
+from sqlalchemy import (
+    ARRAY,
+    BigInteger,
+    BindParameter,
+    Boolean,
+    Double,
+    Integer,
+    Text,
+    TextClause,
+    Uuid,
+    bindparam,
+    text,
+)
+from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy.types import TypeEngine
+
+_TYPES: dict[str, TypeEngine[Any]] = {
     "evaluation": Uuid(),
     "claim_id": Uuid(),
     "error": JSONB(none_as_null=True),
@@ -47,7 +62,7 @@ _TYPES = {
 def _statement(name: str, sql: str) -> TextClause:
     """The statement with its name in front, so that the database's own views and logs say which it is."""
     clause = text(f"/* ledger.{name} */ {sql}")
-    typed = [bindparam(p, type_=_TYPES.get(p, Text())) for p in clause._bindparams]
+    typed: list[BindParameter[Any]] = [bindparam(p, type_=_TYPES.get(p, Text())) for p in clause._bindparams]
     return clause.bindparams(*typed)
 
 
@@ -104,6 +119,7 @@ WITH target AS MATERIALIZED (
 ), claimed AS (
   UPDATE task_executions e
   SET state = 'running', attempt = d.attempt + 1, claim_id = :claim_id, worker = :worker, progress = NULL,
+      finished_at = NULL,  -- it is; but CHECKs meet the snapshot's row first, which a retry may just have replaced
       crashes = d.crashes + (d.verdict = 'taken over')::int,
       lease_expires_at = clock_timestamp() + make_interval(secs => :lease),
       sweep_at = clock_timestamp() + make_interval(secs => :lease) + interval '2 minutes'
@@ -216,7 +232,7 @@ RENEW = _statement(
 WITH mine AS MATERIALIZED (
   SELECT * FROM jsonb_to_recordset(:mine) AS m(id text, attempt int, progress jsonb)
 ), held AS MATERIALIZED (
-  SELECT e.id, e.evaluation_id, m.progress
+  SELECT e.id, e.attempt, e.evaluation_id, m.progress
   FROM task_executions e JOIN mine m ON e.id = m.id COLLATE "C" AND e.attempt = m.attempt WHERE e.state = 'running'
   ORDER BY e.id FOR NO KEY UPDATE OF e
 ), renewed AS (
@@ -227,7 +243,8 @@ WITH mine AS MATERIALIZED (
   FROM held h WHERE e.id = h.id
 )
 SELECT m.id, m.attempt, h.id IS NULL AS lost, v.cancel_requested_at IS NOT NULL AS cancel
-FROM mine m LEFT JOIN held h ON h.id = m.id COLLATE "C" LEFT JOIN evaluations v ON v.id = h.evaluation_id
+FROM mine m LEFT JOIN held h ON h.id = m.id COLLATE "C" AND h.attempt = m.attempt
+LEFT JOIN evaluations v ON v.id = h.evaluation_id
 """,
 )
 

@@ -6,14 +6,17 @@ from pathlib import Path
 from uuid import uuid4
 
 import asyncpg
+import httpx
 import pytest
+from sqlalchemy.ext.asyncio import AsyncEngine
+
 from app.database.engine import open_engine
 from app.database.migrate import migrate_async
 from app.database.session import Database
 from app.ledger import Ledger
 from app.local.postgres import open_postgres
+from app.local.stack import Stack, open_stack
 from app.settings import Settings, load
-from sqlalchemy.ext.asyncio import AsyncEngine
 
 TEMPLATE = "proctor_template"
 
@@ -55,6 +58,25 @@ async def database_url(postgres: str) -> AsyncIterator[str]:
     await _administer(postgres, f"CREATE DATABASE {name} TEMPLATE {TEMPLATE}")
     yield of_database(postgres, name)
     await _administer(postgres, f"DROP DATABASE {name} WITH (FORCE)")
+
+
+@pytest.fixture(scope="session")
+async def stack(postgres: str, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Stack]:
+    """The whole system, once for all tests of this process: queue, service, children. Tests tell their evaluations apart
+    by what they submit."""
+    name = f"stack_{uuid4().hex}"
+    await _administer(postgres, f"CREATE DATABASE {name} TEMPLATE {TEMPLATE}")
+    data = tmp_path_factory.mktemp("stack")
+    async with open_stack(
+        data, database_url=of_database(postgres, name), min_backoff=0.1, log_level="warning", log_format="json"
+    ) as stack:
+        yield stack
+
+
+@pytest.fixture
+async def client(stack: Stack) -> AsyncIterator[httpx.AsyncClient]:
+    async with httpx.AsyncClient(base_url=stack.url, timeout=60) as client:
+        yield client
 
 
 @pytest.fixture

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from importlib.util import find_spec
 from pathlib import Path
+from typing import IO
 
 from app.errors import ProctorError
 
@@ -68,7 +69,7 @@ def _initialise(directory: Path) -> str:
     return secret.read_text().strip()
 
 
-def _start(command: list[str], *, stdout: object, stderr: object) -> "subprocess.Popen[bytes]":
+def _start(command: list[str], *, stdout: IO[bytes] | int, stderr: IO[bytes] | int) -> "subprocess.Popen[bytes]":
     """Through `app.local.unprivileged`: Postgres refuses root."""
     binaries = _binaries()
     return subprocess.Popen(
@@ -76,7 +77,7 @@ def _start(command: list[str], *, stdout: object, stderr: object) -> "subprocess
         env={"PATH": "/usr/bin:/bin", "LC_ALL": "C", "TZ": "UTC", "PYTHONPATH": str(Path(__file__).parents[2])},
         stdin=subprocess.DEVNULL,
         start_new_session=True,  # Ctrl-C is for us; the server ends when nobody needs it any more
-        stdout=stdout,  # type: ignore[call-overload]  # a file or PIPE
+        stdout=stdout,
         stderr=stderr,
     )
 

@@ -55,10 +55,17 @@ class PortTaken(ProctorError):
 
 @asynccontextmanager
 async def open_stack(
-    data: Path, *, port: int = 0, database_url: str | None = None, sweep_every: float = SWEEP_EVERY, **given: Any
+    data: Path,
+    *,
+    port: int = 0,
+    database_url: str | None = None,
+    sweep_every: float = SWEEP_EVERY,
+    min_backoff: float = 5,
+    **given: Any,
 ) -> AsyncIterator[Stack]:
     """The system on the data in `data`, listening on loopback at `port` (0: a free one). `database_url`: use this
-    Postgres instead of one of its own. `given`: further settings. To be called in the main thread."""
+    Postgres instead of one of its own. `min_backoff`: seconds before the queue's first retry. `given`: further settings.
+    To be called in the main thread."""
     async with AsyncExitStack() as stack:
         listener = stack.enter_context(_listener(port))
         url = database_url or stack.enter_context(open_postgres(data / "postgres"))
@@ -75,7 +82,7 @@ async def open_stack(
         )
         configure_logging(settings)
         await migrate_async(settings)
-        await create_queue(settings)
+        await create_queue(settings, min_backoff)
         await _forget_the_lost_queue(settings)
         server = await stack.enter_async_context(_serve(settings, listener))
         await stack.enter_async_context(_sweep(settings.service_url, sweep_every))
@@ -101,7 +108,7 @@ async def _run_local(port: int, data: Path) -> None:
         console.print("Stopping.")
 
 
-async def create_queue(settings: Settings) -> None:
+async def create_queue(settings: Settings, min_backoff: float) -> None:
     """With the retry settings that DESIGN asks for: the queue keeps delivering, the ledger decides when to give up."""
     assert settings.queue_endpoint is not None
     async with grpc.aio.insecure_channel(settings.queue_endpoint) as channel:
@@ -112,7 +119,7 @@ async def create_queue(settings: Settings) -> None:
             retry_config=tasks_v2.RetryConfig(
                 max_attempts=-1,
                 max_retry_duration=Duration(),
-                min_backoff=Duration(seconds=5),
+                min_backoff=Duration(nanos=round(min_backoff % 1 * 1e9), seconds=int(min_backoff)),
                 max_backoff=Duration(seconds=60),
                 max_doublings=4,
             ),

@@ -89,7 +89,7 @@ async def retry(evaluation_id: UUID, services: ServicesDep) -> RetryView:
     return RetryView(id=evaluation_id, state="running", executions=armed)
 
 
-@router.get("/executions/{execution_id}", responses=responses(404, 503))
+@router.get("/executions/{execution_id}", responses=responses(404, 422, 503))
 async def get_execution(execution_id: str, services: ServicesDep) -> ExecutionView:
     """One unit of queue work, with every attempt at it."""
     return await services.reader.execution(execution_id)

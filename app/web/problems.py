@@ -42,6 +42,16 @@ def problem(status: int, title: str, detail: str, errors: list[dict[str, str]] |
 
 
 def install(app: FastAPI) -> None:
+    """Handlers for every kind of error, and the schema that the routes' descriptions refer to."""
+    describe = app.openapi
+
+    def openapi() -> dict[str, Any]:
+        description = describe()
+        description["components"]["schemas"].setdefault("Problem", Problem.model_json_schema())
+        return description
+
+    app.openapi = openapi  # type: ignore[method-assign]  # FastAPI's own way to extend it
+
     @app.exception_handler(ProctorError)
     async def ours(_: Request, error: ProctorError) -> ProblemResponse:
         errors = error.errors if isinstance(error, InvalidRequest) else None
@@ -71,6 +81,8 @@ def _invalid(errors: Sequence[Any]) -> InvalidRequest:
         if error["type"] == "json_invalid":
             reason = error.get("ctx", {}).get("error", "invalid")
             return MalformedBody(f"The body is not JSON: {reason} at character {error['loc'][-1]}.")
+    if any(e["loc"] == ("body",) and isinstance(e.get("input"), bytes | str) for e in errors):
+        return MalformedBody("The body was not sent as JSON: set the header Content-Type: application/json.")
     found = [{"field": ".".join(str(part) for part in e["loc"]), "message": _message(e)} for e in errors]
     return InvalidRequest("; ".join(f"{e['field']}: {e['message']}" for e in found), found)
 

@@ -1,0 +1,83 @@
+"""Wrong settings are refused at start-up, by name."""
+
+import pytest
+from pydantic import ValidationError
+
+from app.errors import SettingsError
+from app.settings import Settings, children_environment, load
+
+URL = "postgresql://user:secret@127.0.0.1/proctor"
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "says"),
+    [
+        ("PROCTOR_POOL_SIZE", "0", "greater than or equal to 1 (it is '0')"),
+        ("PROCTOR_LEASE", "two minutes", "valid number"),
+        ("PROCTOR_QUEUE", "queue", "pattern"),
+        ("PROCTOR_QUEUE_ENDPOINT", "127.0.0.1", "pattern"),
+        ("PROCTOR_DISPATCH_DEADLINE", "3600", "less than or equal to 1800"),
+        ("PROCTOR_SERVICE_URL", "proctor.example", "http or https"),
+        ("PROCTOR_ARTIFACTS", "s3://bucket", "gs://bucket/path or file://path"),
+        ("PROCTOR_PORT", "99999", "65535"),
+        ("PROCTOR_LEASE", "20", "PROCTOR_STATEMENT_TIMEOUT must be shorter than PROCTOR_LEASE"),
+        ("PROCTOR_POOL_SZE", "5", "there is no such setting"),
+    ],
+)
+def test_a_wrong_value_is_refused_with_the_variable_s_name(
+    monkeypatch: pytest.MonkeyPatch, name: str, value: str, says: str
+) -> None:
+    monkeypatch.setenv("PROCTOR_DATABASE_URL", URL)
+    monkeypatch.setenv(name, value)
+    with pytest.raises(SettingsError) as refused:
+        load()
+    assert name in str(refused.value)
+    assert says in str(refused.value)
+
+
+def test_all_wrong_variables_are_named_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PROCTOR_POOL_SIZE", "many")
+    monkeypatch.setenv("PROCTOR_LOG_LEVEL", "loud")
+    with pytest.raises(SettingsError) as refused:
+        load()
+    for name in ("PROCTOR_POOL_SIZE", "PROCTOR_LOG_LEVEL", "PROCTOR_DATABASE_URL: is required"):
+        assert name in str(refused.value)
+
+
+def test_a_database_url_that_is_wrong_is_not_repeated(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PROCTOR_DATABASE_URL", "mysql://user:secret@host/name")
+    with pytest.raises(SettingsError) as refused:
+        load()
+    assert "PROCTOR_DATABASE_URL" in str(refused.value)
+    assert "secret" not in str(refused.value)
+    assert "secret" not in repr(load(database_url=URL))
+
+
+def test_the_pool_is_the_story_s() -> None:
+    settings = load(database_url=URL)
+    assert (settings.pool_recycle, settings.pool_pre_ping, settings.pool_timeout) == (180, True, 30)
+    assert (settings.pool_size, settings.max_overflow) == (5, 10)
+
+
+def test_settings_cannot_change() -> None:
+    with pytest.raises(ValidationError, match="frozen"):
+        load(database_url=URL).lease = 1  # type: ignore[misc]  # the point
+
+
+def test_cloud_run_s_own_variables_are_heard(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PORT", "9999")
+    monkeypatch.setenv("K_REVISION", "proctor-00042")
+    settings = load(database_url=URL)
+    assert (settings.port, settings.revision) == (9999, "proctor-00042")
+
+
+def test_every_setting_says_what_it_is() -> None:
+    assert [name for name, field in Settings.model_fields.items() if not field.description] == []
+
+
+def test_children_get_no_setting(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PROCTOR_DATABASE_URL", URL)
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-1")
+    environment = children_environment()
+    assert environment["OPENAI_API_KEY"] == "sk-1"
+    assert not [name for name in environment if name.startswith("PROCTOR_")]
