@@ -22,8 +22,8 @@ from app.errors import ProctorError
 Json = dict[str, Any]
 
 TRIES = 4
-"""Of one request, about 2 s in all when nobody answers. Ours: a restart of the service is ridden out, a typing mistake in
-the address is told soon."""
+"""Of one request, about 2 s in all when nobody answers. Ours: a service that restarts is ridden out, a wrong address is
+told soon."""
 
 TIMEOUT = httpx.Timeout(10, connect=3)
 SLOW_TIMEOUT = httpx.Timeout(60, connect=3)
@@ -152,7 +152,7 @@ class Client:
         raise Refused(f"Of the newest {MAX_PAGE} evaluations, {which} begins with {given!r}: give the whole id.", 404)
 
     def running(self, view: Json) -> list[Running]:
-        """What the evaluation does now. In one with more samples than a page, only those on the first page are known."""
+        """What the evaluation does now; where it has more samples than a page, of those on the first page."""
         counts = view["samples"]
         if not counts["total"]:
             return self._progress({"planning": f"{view['id']}.plan"})
@@ -219,8 +219,8 @@ class Client:
 def follow(
     client: Client, evaluation_id: str, *, every: float = 1, patience: float = 300, details: bool = True
 ) -> Iterator[Seen]:
-    """The evaluation about each `every` seconds until it is over. While the service is away, for up to `patience` seconds,
-    the last view comes again. `details`: ask what runs, too."""
+    """The evaluation about each `every` seconds until it is over. While the service is away, for up to `patience`
+    seconds, the last view comes again. `details`: ask what runs, too."""
     seen = Seen(client.evaluation(evaluation_id))
     last = time.monotonic()
     yield seen

@@ -1,6 +1,6 @@
 """What people see of evaluations: tables, and bars while one runs.
 
-Everything takes the API's own JSON objects. What they contain is other people's text (tasks' errors, models' answers), so
+Everything takes the API's own JSON objects. What they contain is other people's text (tasks' errors, models' answers):
 it is never read as markup, and control characters do not reach the terminal.
 """
 
@@ -24,6 +24,9 @@ STATES = ("succeeded", "failed", "cancelled", "running", "pending")
 STYLES = {"succeeded": "green", "failed": "red", "cancelled": "yellow", "running": "cyan", "pending": "dim"}
 NONE = "–"
 MAX_SCORE_COLUMNS = 5
+NUMBERS = {"samples", "created", "epoch", "tokens", "time", "value", "samples scored"}
+"""Columns set to the right."""
+
 UNBOUNDED = 1000
 """Columns where there is no terminal: nothing is folded or cut that a program may look for."""
 
@@ -70,7 +73,7 @@ def evaluation(view: Json, samples: Sequence[Json] = (), *, more: bool = False) 
 
 def evaluations(views: Sequence[Json], width: int) -> Table:
     """A list, newest first. `width`: columns there are; ids are cut to what `proctor show` still takes."""
-    table = _table("id", "state", ">samples", "task", "model", "score", ">created")
+    table = _table("id", "state", "samples", "task", "model", "score", "created")
     for view in views:
         table.add_row(
             text(view["id"] if width >= ROOMY else view["id"][:8]),
@@ -142,8 +145,8 @@ def sample_table(samples: Sequence[Json]) -> Table:
     scorers = list(dict.fromkeys(name for sample in samples for name in sample["scores"]))
     separate = len(scorers) <= MAX_SCORE_COLUMNS
     limits = any(sample.get("limit") for sample in samples)
-    titles = [plain(name) for name in scorers] if separate else ["scores"]
-    table = _table("sample", ">epoch", "state", *titles, ">tokens", ">time", *(["limit"] if limits else []))
+    titles = scorers if separate else ["scores"]
+    table = _table("sample", "epoch", "state", *titles, "tokens", "time", *(["limit"] if limits else []))
     for sample in samples:
         scores = sample["scores"]
         cells = [_score(scores.get(name)) for name in scorers] if separate else [_scores(scores)]
@@ -160,7 +163,7 @@ def sample_table(samples: Sequence[Json]) -> Table:
 
 
 def _errors(samples: Sequence[Json]) -> Table:
-    table = _table("sample", ">epoch")
+    table = _table("sample", "epoch")
     table.add_column("error", no_wrap=True, overflow="ellipsis")
     for sample in samples:
         table.add_row(text(sample["id"]), text(sample["epoch"]), _error(sample["error"]))
@@ -194,7 +197,7 @@ def metrics(results: Json) -> RenderableType:
     if not scores:
         return text("No metrics.", "dim")
     reducers = len({score.get("reducer") for score in scores}) > 1
-    table = _table("scorer", *(["reducer"] if reducers else []), "metric", ">value", ">samples scored")
+    table = _table("scorer", *(["reducer"] if reducers else []), "metric", "value", "samples scored")
     for score in scores:
         for name, value in _with_errors(score.get("metrics") or {}):
             reducer = [text(score.get("reducer") or NONE)] if reducers else []
@@ -204,9 +207,9 @@ def metrics(results: Json) -> RenderableType:
 
 def _with_errors(metrics: Json) -> list[tuple[str, str]]:
     """Name and value. A standard error is that of the mean, and stands beside it; where there is none, by itself."""
-    errors = {name: m for name, m in metrics.items() if _last(m["name"]) in ("stderr", "bootstrap_stderr")}
+    errors = {name: m for name, m in metrics.items() if _last(m.get("name", name)) in ("stderr", "bootstrap_stderr")}
     others = {name: m for name, m in metrics.items() if name not in errors}
-    means = [name for name, m in others.items() if _last(m["name"]) in ("accuracy", "mean")]
+    means = [name for name, m in others.items() if _last(m.get("name", name)) in ("accuracy", "mean")]
     beside = means or (list(others) if len(others) == 1 else [])
     if len(errors) != 1 or not beside:
         return [(name, number(m["value"])) for name, m in metrics.items()]
@@ -275,7 +278,7 @@ class Watch:
         self._seen = seen
         line = _line(seen)
         if not self._console.is_terminal and line != self._line:
-            self._console.print(f"{datetime.now():%H:%M:%S} {line}")
+            self._console.print(f"{datetime.now(UTC).astimezone():%H:%M:%S} {line}")
         self._line = line
 
     def _render(self) -> RenderableType:
@@ -363,9 +366,7 @@ def _time(moment: str) -> datetime:
 
 
 def _table(*titles: str) -> Table:
-    """A title that begins with `>` is that of a column of numbers."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, header_style="bold")
     for title in titles:
-        right = title.startswith(">")
-        table.add_column(Text(title.removeprefix(">")), justify="right" if right else "left")
+        table.add_column(text(title), justify="right" if title in NUMBERS else "left")
     return table

@@ -16,10 +16,12 @@ import structlog
 from google.api_core import exceptions
 from google.api_core.exceptions import AlreadyExists, GoogleAPICallError, RetryError
 from google.api_core.retry import AsyncRetry, if_exception_type
+from google.auth.exceptions import DefaultCredentialsError
 from google.cloud import tasks_v2
 from google.cloud.tasks_v2.services.cloud_tasks.transports import CloudTasksGrpcAsyncIOTransport
 from google.protobuf.duration_pb2 import Duration
 
+from app.errors import SettingsError
 from app.ledger import Enqueue, Ledger
 from app.settings import Settings
 
@@ -92,7 +94,13 @@ async def open_queue(settings: Settings) -> AsyncIterator[Queue]:
         channel = grpc.aio.insecure_channel(settings.queue_endpoint)
         client = tasks_v2.CloudTasksAsyncClient(transport=CloudTasksGrpcAsyncIOTransport(channel=channel))
     else:
-        client = tasks_v2.CloudTasksAsyncClient()
+        try:
+            client = tasks_v2.CloudTasksAsyncClient()
+        except DefaultCredentialsError as error:
+            raise SettingsError(
+                "There are no Google credentials for the queue: run `gcloud auth application-default login`, or set"
+                " PROCTOR_QUEUE_ENDPOINT to a Cloud Tasks emulator's host:port."
+            ) from error
     try:
         yield Queue(client, settings)
     finally:

@@ -31,7 +31,7 @@ class Database:
     """Runs statements on `engine`; `patience` is how long (seconds) transient failures are ridden out by default."""
 
     def __init__(self, engine: AsyncEngine, patience: float) -> None:
-        self._engine = engine
+        self.engine = engine
         self._patience = patience
 
     async def run(
@@ -56,7 +56,7 @@ class Database:
         return await self._patiently(lambda: self._once(committed), patience)
 
     async def _once(self, work: Callable[[AsyncConnection], Awaitable[T]]) -> T:
-        connection = await self._engine.connect()
+        connection = await self.engine.connect()
         try:
             return await work(connection)
         except (TimeoutError, asyncio.CancelledError, OSError):

@@ -11,7 +11,12 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue, StrictInt, StrictS
 from app.spec import Spec
 
 ErrorClass = Literal["infrastructure", "evaluation", "model", "limit", "cancelled"]
-"""Whose fault it was: the platform's, the task's or its code's, the model provider's, a limit of the spec, a user's wish."""
+"""Whose fault: the platform's, the task's or its code's, the model provider's, a limit of the spec, a user's wish."""
+
+LOGS = "logs"
+"""Folder of a job's directory in which Inspect writes."""
+ENDED = "ended"
+"""Folder beside it with a copy of the log as of the last sample that ended: Inspect may be writing to its own."""
 
 SampleId = StrictInt | StrictStr
 
@@ -73,9 +78,9 @@ class ScoreValue(_Value):
 
 
 class SampleResult(_Value):
-    """How one sample ended. `usage`: tokens by model, Inspect's `ModelUsage` without its nulls. `cost`: US dollars, where
-    Inspect knows the price. `limit`: the kind of limit that ended the sample. `duration`: seconds. `log`: the log's file
-    name within the attempt's log folder."""
+    """How one sample ended. `usage`: tokens by model, Inspect's `ModelUsage` without its nulls. `cost`: US dollars,
+    where Inspect knows the price. `limit`: the kind of limit that ended the sample. `duration`: seconds. `log`: the
+    log's file name within the attempt's log folder."""
 
     sample: SampleRef
     scores: dict[str, ScoreValue] = Field(default_factory=dict)

@@ -4,11 +4,11 @@ import asyncio
 from uuid import uuid4
 
 import asyncpg
+from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+
 from app.database.migrate import migrate_async, newest_revision
 from app.database.tables import metadata
 from app.settings import Settings, load
-from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
-
 from tests.conftest import of_database
 
 CATALOGUE = """

@@ -54,6 +54,9 @@ def misbehave(how: str, sample: int) -> Solver:
             await anyio.sleep_forever()
         if kind == "wait":
             await anyio.sleep(float(argument))
+        if kind == "until":
+            while not Path(argument).exists():
+                await anyio.sleep(0.05)
         if kind in ("once", "kill-once") and not Path(argument).exists():
             Path(argument).touch()
             if kind == "kill-once":

@@ -1,0 +1,401 @@
+"""The `proctor` command.
+
+Exit codes: 0 succeeded; 1 the evaluation that was waited for failed or was cancelled; 2 the command or the request is
+wrong; 3 the service cannot be reached; 130 Ctrl-C. Results go to stdout, everything else to stderr.
+
+What a command needs is imported when it runs: `proctor --help` and the client's commands load nothing of the service.
+"""
+
+import asyncio
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+from urllib.parse import urlsplit
+
+import typer
+
+from app.errors import DatabaseUnavailable, ProctorError
+
+if TYPE_CHECKING:
+    from app.client import Client, Json
+    from app.local.cloud_tasks import CloudTasksEmulator
+
+app = typer.Typer(
+    name="proctor",
+    help="Runs long AI agent evaluations and never loses one.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def main() -> None:
+    """Errors are one line, without a traceback: what was wrong, and what to do."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")  # whatever the terminal's encoding is
+    try:
+        app(prog_name="proctor")
+    except ProctorError as error:
+        _say(f"proctor: {error}")
+        sys.exit(_exit_code(error))
+
+
+def _exit_code(error: ProctorError) -> int:
+    from app.client import Unreachable
+
+    return 3 if isinstance(error, Unreachable | DatabaseUnavailable) else 2
+
+
+def _say(message: str) -> None:
+    from app.display import plain
+
+    print(plain(message), file=sys.stderr)
+
+
+# Options --------------------------------------------------------------------------------------------------------------
+
+
+def _http(url: str) -> str:
+    with suppress(ValueError):
+        parts = urlsplit(url)
+        if parts.scheme in ("http", "https") and parts.hostname and parts.port != 0:
+            return url
+    raise typer.BadParameter(f"{url!r} is not an address like http://127.0.0.1:8080.")
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        print(version("proctor"))
+        raise typer.Exit
+
+
+Id = Annotated[str, typer.Argument(metavar="ID", help="The evaluation's id, or the first 6 or more characters of it.")]
+Url = Annotated[
+    str, typer.Option("--url", envvar="PROCTOR_URL", callback=_http, metavar="URL", help="Where the service is.")
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print the API's own JSON, and nothing else, to stdout.")]
+State = Literal["running", "succeeded", "failed", "cancelled"]
+HERE = "http://127.0.0.1:8080"
+
+
+def _pairs(name: str, given: Sequence[str] | None) -> dict[str, str]:
+    pairs = {}
+    for one in given or ():
+        key, separator, value = one.partition("=")
+        if not key or not separator:
+            raise typer.BadParameter(f"{one!r} is not KEY=VALUE.", param_hint=name)
+        pairs[key] = value
+    return pairs
+
+
+def _arguments(name: str, given: Sequence[str] | None) -> dict[str, Any]:
+    """As `inspect eval` reads them: YAML, so that JSON works too; `a,b` is a list; `-` in a key is `_`."""
+    return {key.replace("-", "_"): _value(name, value) for key, value in _pairs(name, given).items()}
+
+
+def _value(name: str, given: str) -> Any:
+    import yaml  # type: ignore[import-untyped]  # its stubs are a package of their own
+
+    try:
+        value = yaml.safe_load(given)
+        json.dumps(value, allow_nan=False)
+    except yaml.YAMLError as error:
+        raise typer.BadParameter(f"{given!r} is not YAML; put text into quotes.", param_hint=name) from error
+    except (TypeError, ValueError):
+        return given  # a date, or an infinity: JSON has none
+    if isinstance(value, str) and "," in value and given[0] not in "\"'":
+        return value.split(",")
+    return value
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    pass
+
+
+# Evaluations ----------------------------------------------------------------------------------------------------------
+
+
+@app.command()
+def submit(
+    task: Annotated[
+        str,
+        typer.Argument(metavar="TASK", help="An Inspect task, for example proctor/programming.", show_default=False),
+    ],
+    model: Annotated[str, typer.Option("--model", metavar="MODEL", help="As Inspect names it: provider/name.")],
+    task_args: Annotated[
+        list[str] | None, typer.Option("-T", metavar="KEY=VALUE", help="An argument of the task.")
+    ] = None,
+    model_args: Annotated[
+        list[str] | None, typer.Option("-M", metavar="KEY=VALUE", help="An argument of the model.")
+    ] = None,
+    model_roles: Annotated[
+        list[str] | None,
+        typer.Option("--model-role", metavar="ROLE=MODEL", help="For example the judge: grader=openai/gpt-5."),
+    ] = None,
+    limit: Annotated[int | None, typer.Option(min=1, metavar="N", help="Run only the first so many samples.")] = None,
+    epochs: Annotated[int | None, typer.Option(min=1, metavar="N", help="Run each sample so many times.")] = None,
+    message_limit: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="Messages in a sample's conversation.")
+    ] = None,
+    token_limit: Annotated[int | None, typer.Option(min=1, metavar="N", help="Tokens a sample may use.")] = None,
+    time_limit: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="Seconds on the clock for a sample.")
+    ] = None,
+    working_limit: Annotated[int | None, typer.Option(min=1, metavar="N", help="Seconds of work for a sample.")] = None,
+    cost_limit: Annotated[
+        float | None, typer.Option(min=0, metavar="USD", help="US dollars a sample may cost.")
+    ] = None,
+    fail_on_error: Annotated[
+        bool | None,
+        typer.Option("--fail-on-error/--no-fail-on-error", help="Does a sample's error fail the evaluation?"),
+    ] = None,
+    sandbox: Annotated[
+        Literal["proctor", "local"] | None, typer.Option(help="Instead of the task's own; local isolates nothing.")
+    ] = None,
+    samples_per_execution: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="Samples that one unit of queue work runs.")
+    ] = None,
+    tries: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="How often a sample may fail by its own fault.")
+    ] = None,
+    tags: Annotated[list[str] | None, typer.Option("--tag", metavar="KEY=VALUE", help="A label to find it by.")] = None,
+    idempotency_key: Annotated[
+        str | None, typer.Option(metavar="KEY", help="The same key and spec give the same evaluation again.")
+    ] = None,
+    wait: Annotated[bool, typer.Option("--wait", help="Watch it to its end; the exit code is 1 if it fails.")] = False,
+    as_json: AsJson = False,
+    url: Url = HERE,
+) -> None:
+    """Submit an evaluation. It runs whether or not anybody waits for it; its id goes to stdout."""
+    spec = {
+        "task": task,
+        "model": model,
+        "task_args": _arguments("-T", task_args),
+        "model_args": _arguments("-M", model_args),
+        "model_roles": _pairs("--model-role", model_roles),
+        "limit": limit,
+        "epochs": epochs,
+        "message_limit": message_limit,
+        "token_limit": token_limit,
+        "time_limit": time_limit,
+        "working_limit": working_limit,
+        "cost_limit": cost_limit,
+        "fail_on_error": fail_on_error,
+        "sandbox": sandbox,
+        "samples_per_execution": samples_per_execution,
+        "tries": tries,
+        "tags": _pairs("--tag", tags),
+    }
+    with _client(url) as client:
+        view = client.submit({k: v for k, v in spec.items() if v not in (None, {})}, idempotency_key)
+        if wait:
+            _say(f"Evaluation {view['id']} is submitted.")
+            _watch(client, view["id"], as_json)
+        elif as_json:
+            _print_json(view)
+        else:
+            print(view["id"])
+            _say(f"Submitted. To follow it: proctor watch {view['id']}")
+
+
+@app.command()
+def watch(id: Id, as_json: AsJson = False, url: Url = HERE) -> None:
+    """Follow an evaluation to its end, then show it. The exit code is 1 if it fails or is cancelled."""
+    with _client(url) as client:
+        _watch(client, client.find(id), as_json)
+
+
+@app.command("list")
+def list_evaluations(
+    state: Annotated[State | None, typer.Option(help="Only those in this state.")] = None,
+    tags: Annotated[
+        list[str] | None, typer.Option("--tag", metavar="KEY=VALUE", help="Only those with this tag; all must fit.")
+    ] = None,
+    limit: Annotated[int, typer.Option(min=1, metavar="N", help="The newest so many.")] = 20,
+    as_json: AsJson = False,
+    url: Url = HERE,
+) -> None:
+    """List evaluations, newest first."""
+    _pairs("--tag", tags)
+    with _client(url) as client:
+        page = client.evaluations(state=state, tags=tags or (), limit=limit)
+    if as_json:
+        _print_json(page)
+    elif not page["evaluations"]:
+        _say("No evaluations.")
+    else:
+        from app import display
+
+        out = display.console()
+        out.print(display.evaluations(page["evaluations"], out.width))
+
+
+@app.command()
+def show(
+    id: Id,
+    samples: Annotated[int, typer.Option(min=0, metavar="N", help="Show the first so many samples.")] = 100,
+    as_json: AsJson = False,
+    url: Url = HERE,
+) -> None:
+    """Show an evaluation: state, samples, scores, metrics, errors."""
+    with _client(url) as client:
+        _show(client, client.evaluation(client.find(id)), as_json, samples)
+
+
+@app.command()
+def cancel(id: Id, as_json: AsJson = False, url: Url = HERE) -> None:
+    """Cancel an evaluation. Samples that are finished stay."""
+    with _client(url) as client:
+        answer = client.cancel(client.find(id))
+    if as_json:
+        _print_json(answer)
+    elif answer["state"] == "running":
+        _say(f"Evaluation {answer['id']} is being cancelled; what runs stops within 15 s.")
+    else:
+        _say(f"Evaluation {answer['id']} is over: {answer['state']}.")
+
+
+@app.command()
+def retry(id: Id, as_json: AsJson = False, url: Url = HERE) -> None:
+    """Run what failed or was cancelled again, once the evaluation is over."""
+    with _client(url) as client:
+        answer = client.retry(client.find(id))
+    if as_json:
+        _print_json(answer)
+    else:
+        _say(f"Evaluation {answer['id']} runs again: {answer['executions']} executions.")
+
+
+def _client(url: str) -> "Client":
+    from app.client import Client
+
+    return Client(url)
+
+
+def _watch(client: "Client", id: str, as_json: bool) -> None:
+    """Ends with the exit code that the evaluation's end stands for."""
+    from app import display
+    from app.client import follow
+
+    try:
+        with display.Watch(display.console(stderr=True)) as screen:
+            for seen in follow(client, id, details=screen.details):
+                screen.update(seen)
+    except KeyboardInterrupt:
+        _say(f"Evaluation {id} goes on. To follow it: proctor watch {id}; to end it: proctor cancel {id}")
+        raise typer.Exit(130) from None
+    _show(client, seen.view, as_json)
+    raise typer.Exit(0 if seen.view["state"] == "succeeded" else 1)
+
+
+def _show(client: "Client", view: "Json", as_json: bool, most: int = 100) -> None:
+    if as_json:
+        _print_json(view)
+        return
+    from app import display
+
+    page = client.samples(view["id"], most) if most else {"samples": [], "next": None}
+    display.console().print(display.evaluation(view, page["samples"], more=page["next"] is not None))
+
+
+def _print_json(document: "Json") -> None:
+    print(json.dumps(document, indent=2))
+
+
+# The service ----------------------------------------------------------------------------------------------------------
+
+
+@app.command()
+def serve() -> None:
+    """Run the service, as PROCTOR_… variables say."""
+    from app.serve import serve
+
+    serve()
+
+
+@app.command()
+def migrate() -> None:
+    """Bring the database's tables to this version's."""
+    import asyncpg
+
+    from app.database.migrate import migrate
+    from app.settings import load
+
+    settings = load()
+    try:
+        before, after = migrate(settings)
+    except (OSError, asyncpg.PostgresError) as error:
+        reason = str(error) or type(error).__name__
+        raise DatabaseUnavailable(f"No connection to the database: {reason}. See PROCTOR_DATABASE_URL.") from error
+    print(f"{before or 'empty'} → {after}")
+
+
+@app.command()
+def local(
+    port: Annotated[
+        int, typer.Option(min=0, max=65535, metavar="PORT", help="Port of the service on 127.0.0.1; 0: a free one.")
+    ] = 8080,
+    data: Annotated[Path, typer.Option(file_okay=False, help="Where everything is kept.")] = Path(".proctor"),
+) -> None:
+    """Run the whole system on this machine: Postgres, queue, service."""
+    with _local_extra():
+        from app.local.stack import run_local
+    run_local(port=port, data=data)
+
+
+@app.command()
+def demo() -> None:
+    """Run a real evaluation on this machine, end to end."""
+    with _local_extra():
+        from app.local.demo import run_demo
+    raise typer.Exit(run_demo())
+
+
+@app.command()
+def emulator(
+    host: Annotated[str, typer.Option(help="Address to listen at.")] = "127.0.0.1",
+    port: Annotated[
+        int, typer.Option(min=0, max=65535, metavar="PORT", help="Port of the gRPC API; 0: a free one.")
+    ] = 8123,
+    oidc_port: Annotated[
+        int, typer.Option(min=0, max=65535, metavar="PORT", help="Port of the tokens' certificates.")
+    ] = 8124,
+) -> None:
+    """Run the Cloud Tasks emulator alone."""
+    with _local_extra():
+        from app.local.cloud_tasks import CloudTasksEmulator, serve
+
+    def ready(running: "CloudTasksEmulator") -> None:
+        _say(f"Cloud Tasks is at {running.endpoint} (gRPC, no TLS), certificates at {running.certs_url}")
+
+    try:
+        asyncio.run(serve(CloudTasksEmulator(host=host, port=port, oidc_port=oidc_port), ready))
+    except (OSError, RuntimeError) as error:
+        raise ProctorError(f"The emulator cannot run at {host}:{port} and {oidc_port}: {error}") from error
+
+
+@contextmanager
+def _local_extra() -> Iterator[None]:
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        if (error.name or "").startswith("app"):
+            raise
+        raise ProctorError(f"{error.name} is missing here: pip install 'proctor[local]'") from error
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,51 @@
+"""One attempt at one execution, in a process of its own: Inspect runs here, and only here.
+
+The child knows nothing of the database or the queue. It gets a `Job`, works in the job's folder and tells what happens.
+"""
+
+import os
+import sys
+from importlib.metadata import PackageNotFoundError, version
+
+import app.runner.sandbox  # noqa: F401  (registers the sandbox `proctor` with Inspect)
+from app.runner.failures import Refused, failure
+from app.runner.messages import Done, Failure, Job, Started
+from app.runner.plan import plan
+from app.runner.report import report
+from app.runner.run import interrupted, run
+from app.runner.writer import Writer
+
+
+def main(job: Job, out: Writer) -> None:
+    """`Done` is always the last message, whatever happens before."""
+    out.send(Started(pid=os.getpid(), versions=_versions(job)))
+    out.send(Done(failure=_attempt(job, out)))
+
+
+def _attempt(job: Job, out: Writer) -> Failure | None:
+    try:
+        match job.kind:
+            case "plan":
+                plan(job, out)
+            case "run":
+                return run(job, out)
+            case "report":
+                report(job, out)
+    except Refused as refused:
+        return refused.failure
+    except KeyboardInterrupt:
+        return interrupted()
+    except Exception as error:
+        return failure(error, f"The {job.kind} failed", "evaluation")
+    return None
+
+
+def _versions(job: Job) -> dict[str, str]:
+    """Of the packages that decide what a result means; the task's own among them, if it has one."""
+    found = {"python": sys.version.split()[0]}
+    for package in ("proctor", "inspect_ai", job.spec.task.partition("/")[0]):
+        try:
+            found[package] = version(package)
+        except (PackageNotFoundError, ValueError):
+            continue
+    return found

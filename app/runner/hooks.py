@@ -1,0 +1,137 @@
+"""What Inspect tells while it runs, passed on to the service."""
+
+import math
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from inspect_ai.event import ModelEvent, ToolEvent
+from inspect_ai.hooks import (
+    Hooks,
+    ModelRetry,
+    ModelUsageData,
+    SampleEnd,
+    SampleEvent,
+    SampleScoring,
+    SampleStart,
+    hooks,
+)
+from inspect_ai.log import EvalSample
+from inspect_ai.model import ModelUsage
+from inspect_ai.scorer import Score
+from pydantic import JsonValue
+
+from app.runner.failures import is_cancellation, recorded_failure
+from app.runner.messages import ENDED, Checkpointed, Progress, SampleEnded, SampleRef, SampleResult, ScoreValue
+from app.runner.writer import Writer
+
+_EXPLANATION_LENGTH = 2_000
+
+
+def register(out: Writer, logs: Path) -> None:
+    """To be called once in a process: Inspect never forgets a hook."""
+
+    @hooks(name="proctor", description="Reports to the service.")
+    class _Registered(Reporter):
+        def __init__(self) -> None:
+            super().__init__(out, logs)
+
+
+class Reporter(Hooks):
+    """Inspect swallows what hooks raise: what must not be lost is checked by the caller of `eval_set`."""
+
+    def __init__(self, out: Writer, logs: Path) -> None:
+        self._out = out
+        self._logs = logs
+        self._progress = Progress()
+        self._running: dict[str, SampleRef] = {}
+
+    async def on_sample_start(self, data: SampleStart) -> None:
+        self._running[data.sample_id] = SampleRef(id=data.summary.id, epoch=data.summary.epoch)
+        self._tell(step="started")
+
+    async def on_sample_event(self, data: SampleEvent) -> None:
+        match data.event:
+            case ToolEvent(pending=True) as event:
+                self._tell(step=f"tool {event.function}")
+            case ModelEvent(pending=True) as event:
+                self._tell(step=f"model {event.model}")
+            case event if event.event == "checkpoint" and data.sample_id in self._running:
+                self._out.send(Checkpointed(sample=self._running[data.sample_id], number=event.checkpoint_id))
+
+    async def on_model_usage(self, data: ModelUsageData) -> None:
+        self._tell(
+            model_calls=self._progress.model_calls + 1,
+            tokens=self._progress.tokens + data.usage.total_tokens,
+            cost=self._progress.cost + (data.usage.total_cost or 0.0),
+        )
+
+    async def on_model_retry(self, data: ModelRetry) -> None:
+        why = data.status_code or data.exception_type or "an error"
+        self._tell(step=f"model {data.model_name}: {why}, trying again in {data.wait_time:.0f} s")
+
+    async def on_sample_scoring(self, data: SampleScoring) -> None:
+        self._tell(step="scoring")
+
+    async def on_sample_end(self, data: SampleEnd) -> None:
+        self._running.pop(data.sample_id, None)
+        if data.sample.error is not None and is_cancellation(data.sample.error):
+            return  # interrupted: it did not end
+        self._tell(samples_done=self._progress.samples_done + 1)
+        self._out.send(SampleEnded(result=sample_result(data.sample, self._keep_log())))
+
+    def _tell(self, **changes: Any) -> None:
+        self._progress = self._progress.model_copy(update=changes)
+        self._out.send(self._progress)
+
+    def _keep_log(self) -> str:
+        """Copies the log as it is now, the sample in it, to where the service takes it from: Inspect goes on writing to
+        its own. Returns its name. A resumed attempt's folder holds older ones too."""
+        log = max(self._logs.glob("*.eval"), key=lambda path: path.stat().st_mtime_ns)
+        kept = self._logs.with_name(ENDED) / log.name
+        kept.parent.mkdir(exist_ok=True)
+        half = kept.with_suffix(".half")
+        shutil.copyfile(log, half)
+        half.replace(kept)
+        return log.name
+
+
+def sample_result(sample: EvalSample, log: str) -> SampleResult:
+    costs = [usage.total_cost for usage in sample.model_usage.values() if usage.total_cost is not None]
+    return SampleResult(
+        sample=SampleRef(id=sample.id, epoch=sample.epoch),
+        scores={name: _score(score) for name, score in (sample.scores or {}).items()},
+        usage=usage_by_model(sample.model_usage),
+        cost=sum(costs) if costs else None,
+        limit=sample.limit.type if sample.limit else None,
+        error=recorded_failure(sample.error) if sample.error else None,
+        duration=sample.total_time,
+        log=log,
+    )
+
+
+def usage_by_model(usage: Mapping[str, ModelUsage]) -> dict[str, dict[str, JsonValue]]:
+    return {model: used.model_dump(mode="json", exclude_none=True) for model, used in usage.items()}
+
+
+def as_json(value: object) -> JsonValue:
+    """Plain JSON: no NaN and no infinity (a metric can be either), which databases and browsers refuse."""
+    match value:
+        case None | bool() | int() | str():
+            return value
+        case float():
+            return value if math.isfinite(value) else None
+        case Mapping():
+            return {str(key): as_json(item) for key, item in value.items()}
+        case Sequence():
+            return [as_json(item) for item in value]
+        case _:
+            return str(value)
+
+
+def _score(score: Score) -> ScoreValue:
+    explanation = score.explanation
+    if explanation is not None and len(explanation) > _EXPLANATION_LENGTH:
+        explanation = explanation[: _EXPLANATION_LENGTH - 1] + "…"
+    return ScoreValue(value=as_json(score.value), answer=score.answer, explanation=explanation)

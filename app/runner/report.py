@@ -1,0 +1,144 @@
+"""Puts an evaluation's samples together again: its metrics, and one log of all of them.
+
+Both come out as one whole evaluation by Inspect would have given them: the plan's log is its header, the samples lie in
+the same order, and the metrics are computed by Inspect.
+"""
+
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from itertools import chain
+from pathlib import Path
+
+import fsspec
+from inspect_ai.log import (
+    EvalError,
+    EvalLog,
+    EvalResults,
+    EvalSample,
+    EvalStats,
+    read_eval_log,
+    read_eval_log_samples_by_id,
+    recompute_metrics,
+    write_eval_log,
+)
+from inspect_ai.model import ModelUsage
+
+from app.runner.hooks import as_json, usage_by_model
+from app.runner.messages import LOGS, Failure, Job, Reported, SampleRef, Transcript
+from app.runner.resolve import resolve
+from app.runner.writer import Writer
+
+_TRANSCRIPT = frozenset({"messages", "output", "store", "events", "events_data", "timelines", "attachments"})
+"""The fields that make a sample large, and that no metric can see."""
+
+_LOGS_AT_ONCE = 8
+
+
+def report(job: Job, out: Writer) -> None:
+    assert job.plan_log is not None, "a plan that failed has nothing to report"
+    resolve(job.spec)  # the task's own metrics have to be known to Inspect
+    logs = _by_log(job.transcripts)
+    log = read_eval_log(job.plan_log, header_only=True)
+    log.samples = _read(logs, _TRANSCRIPT, log)
+    part = read_eval_log(next(iter(logs)), header_only=True) if logs else None
+    _summarise(log, part, whole=job.whole)
+    slim = _size(logs) > job.merged_log_limit_bytes
+    if not slim:
+        log.samples = _read(logs, frozenset(), log)
+    name = _name(log)
+    write_eval_log(log, str(Path(job.directory, LOGS, name)))
+    assert log.results is not None
+    failure = Failure(error_class="evaluation", message=log.error.message, final=True) if log.error else None
+    results = as_json(log.results.model_dump(mode="json", exclude_none=True))
+    assert isinstance(results, dict)
+    usage = usage_by_model(log.stats.model_usage)
+    out.send(Reported(results=results, usage=usage, failure=failure, log=name, slim=slim))
+
+
+def _name(log: EvalLog) -> str:
+    """As Inspect names its logs."""
+    return re.sub(r"[^\w.-]", "-", f"{log.eval.created}_{log.eval.task}_{log.eval.task_id}") + ".eval"
+
+
+def _summarise(log: EvalLog, part: EvalLog | None, *, whole: bool) -> None:
+    """Fills in everything but the samples. `part`: the header of one execution's log; of the only one, if `whole`."""
+    assert log.samples is not None
+    planned = len(log.eval.dataset.sample_ids or []) * (log.eval.config.epochs or 1)
+    log.results = EvalResults()
+    if part is not None:
+        log.plan = part.plan
+        if whole and part.results is not None:
+            planned = part.results.total_samples
+            log.results.early_stopping = part.results.early_stopping
+    errors = sum(sample.error is not None for sample in log.samples)
+    if any(sample.scores for sample in log.samples):
+        recompute_metrics(log)
+    log.results.total_samples = planned  # recompute_metrics counts those present
+    log.results.completed_samples = len(log.samples) - errors
+    log.stats = _stats(log.samples)
+    missing = 0 if whole else planned - len(log.samples)
+    message = _too_many_errors(log.eval.config.fail_on_error, errors, missing, planned)
+    log.status = "error" if message else "success"
+    log.error = EvalError(message=message, traceback="", traceback_ansi="") if message else None
+
+
+def _too_many_errors(policy: bool | float | None, errors: int, missing: int, planned: int) -> str | None:
+    """Inspect's `fail_on_error`, where samples that never ended count as errored ones."""
+    failed = errors + missing
+    if policy is None or policy is True:
+        exceeded = failed > 0
+    elif policy is False:
+        exceeded = False
+    else:
+        exceeded = failed > 0 and failed >= (policy * planned if policy < 1 else policy)
+    if not exceeded:
+        return None
+    never_ended = f" and {missing} never ended" if missing else ""
+    rule = True if policy is None else policy
+    return f"{errors} of {planned} samples errored{never_ended}; `fail_on_error` is {rule}."
+
+
+def _stats(samples: Iterable[EvalSample]) -> EvalStats:
+    """Counted from the samples, for a log's own statistics miss what earlier attempts at it have used."""
+    stats = EvalStats()
+    for sample in samples:
+        _add(stats.model_usage, sample.model_usage)
+        _add(stats.role_usage, sample.role_usage)
+    stats.started_at = min((sample.started_at for sample in samples if sample.started_at), default="")
+    stats.completed_at = max((sample.completed_at for sample in samples if sample.completed_at), default="")
+    return stats
+
+
+def _add(total: dict[str, ModelUsage], used: Mapping[str, ModelUsage]) -> None:
+    for name, usage in used.items():
+        total[name] = total[name] + usage if name in total else usage
+
+
+def _by_log(transcripts: Iterable[Transcript]) -> dict[str, list[SampleRef]]:
+    logs: defaultdict[str, list[SampleRef]] = defaultdict(list)
+    for transcript in transcripts:
+        logs[transcript.log].append(transcript.sample)
+    return dict(logs)
+
+
+def _size(logs: Iterable[str]) -> int:
+    urls = list(logs)
+    if not urls:
+        return 0
+    store, _ = fsspec.core.url_to_fs(urls[0])
+    return sum(store.sizes([store._strip_protocol(url) for url in urls]))
+
+
+def _read(logs: Mapping[str, list[SampleRef]], without: frozenset[str], plan: EvalLog) -> list[EvalSample]:
+    """In the order of a whole evaluation: epoch by epoch, in the dataset's order; what the plan does not know, last."""
+
+    def read(log: str) -> list[EvalSample]:
+        keys = [(sample.id, sample.epoch) for sample in logs[log]]
+        return read_eval_log_samples_by_id(log, keys, exclude_fields=set(without))
+
+    with ThreadPoolExecutor(_LOGS_AT_ONCE) as pool:
+        samples = chain.from_iterable(pool.map(read, logs))
+    places = {id: place for place, id in enumerate(plan.eval.dataset.sample_ids or [])}
+    return sorted(samples, key=lambda sample: (sample.epoch, places.get(sample.id, len(places))))

