@@ -86,7 +86,7 @@ exec cat > "$1"
 """
 
 _ETC = {
-    "passwd": f"root:x:0:0::/root:/bin/sh\n{USER}:x:1000:1000::{WORKSPACE}:/bin/sh\nnobody:x:65534:65534::/:/bin/false\n",
+    "passwd": f"root:x:0:0::/root:/bin/sh\n{USER}:x:1000:1000::{WORKSPACE}:/bin/sh\nnobody:x:65534:65534::/:\n",
     "group": f"root:x:0:\n{USER}:x:1000:\nnogroup:x:65534:\n",
     "hosts": "127.0.0.1 localhost sandbox\n",
 }

@@ -101,7 +101,7 @@ async def test_the_services_packages_are_not_visible_but_pytest_is(sandbox_env: 
     )
     assert "No module named 'inspect_ai'" in seen
     assert "No module named 'app'" in seen
-    assert "pytest 9" in seen
+    assert f"pytest {pytest.__version__}" in seen
 
 
 def test_folders_of_the_service_below_usr_are_covered(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -365,7 +365,7 @@ anyio.run(main)
 @pytest.mark.skipif(os.geteuid() != 0, reason="not root: every other test here runs as an ordinary user already")
 def test_it_works_for_an_ordinary_user_too() -> None:
     result = subprocess.run(
-        [sys.executable, "-c", AS_NOBODY], cwd=REPOSITORY, capture_output=True, text=True, timeout=60
+        [sys.executable, "-c", AS_NOBODY], cwd=REPOSITORY, capture_output=True, text=True, timeout=150
     )
     assert result.returncode == 0, result.stderr
     assert result.stdout.startswith("agent\ntextCapEff:\t0000000000000000\n")
