@@ -102,7 +102,7 @@ def _arguments(name: str, given: Sequence[str] | None) -> dict[str, Any]:
 
 
 def _value(name: str, given: str) -> Any:
-    import yaml  # type: ignore[import-untyped]  # its stubs are a package of their own
+    import yaml
 
     try:
         value = yaml.safe_load(given)
@@ -329,7 +329,7 @@ def serve() -> None:
 @app.command()
 def migrate() -> None:
     """Bring the database's tables to this version's."""
-    import asyncpg
+    from sqlalchemy.exc import DBAPIError
 
     from app.database.migrate import migrate
     from app.settings import load
@@ -337,10 +337,17 @@ def migrate() -> None:
     settings = load()
     try:
         before, after = migrate(settings)
-    except (OSError, asyncpg.PostgresError) as error:
-        reason = str(error) or type(error).__name__
-        raise DatabaseUnavailable(f"No connection to the database: {reason}. See PROCTOR_DATABASE_URL.") from error
+    except OSError as error:
+        raise _no_database(str(error) or type(error).__name__) from error
+    except DBAPIError as error:
+        if error.statement is None:
+            raise _no_database(str(error.orig)) from error
+        raise ProctorError(f"The migration failed: {error.orig}") from error
     print(f"{before or 'empty'} → {after}")
+
+
+def _no_database(reason: str) -> DatabaseUnavailable:
+    return DatabaseUnavailable(f"No connection to the database: {reason}. See PROCTOR_DATABASE_URL.")
 
 
 @app.command()

@@ -8,7 +8,7 @@ import json
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 from rich import box
 from rich.console import Console, Group, RenderableType
@@ -27,11 +27,14 @@ MAX_SCORE_COLUMNS = 5
 NUMBERS = {"samples", "created", "epoch", "tokens", "time", "value", "samples scored"}
 """Columns set to the right."""
 
+SHRINKING = {"task", "model", "sample"}
+"""Columns that give way first where the terminal is narrow."""
+
 UNBOUNDED = 1000
 """Columns where there is no terminal: nothing is folded or cut that a program may look for."""
 
 ROOMY = 130
-"""Columns from which on a list shows whole ids."""
+"""Columns from which on a list shows whole ids and names."""
 
 
 def console(*, stderr: bool = False) -> Console:
@@ -65,24 +68,26 @@ def evaluation(view: Json, samples: Sequence[Json] = (), *, more: bool = False) 
         if more:
             parts.append(text(f"and more: these are the first {len(samples)} (--samples shows others).", "dim"))
         errors = [sample for sample in samples if sample.get("error")]
-        parts += ["", _errors(errors)] if errors else []
+        parts += ["", *_errors(errors)] if errors else []
     if view.get("results"):
         parts += ["", metrics(view["results"])]
     return Group(*parts)
 
 
 def evaluations(views: Sequence[Json], width: int) -> Table:
-    """A list, newest first. `width`: columns there are; ids are cut to what `proctor show` still takes."""
+    """A list, newest first. `width`: columns there are; where they are few, ids are cut to what `proctor show` still
+    takes, and the first metric goes without its name."""
+    roomy = width >= ROOMY
     table = _table("id", "state", "samples", "task", "model", "score", "created")
     for view in views:
         table.add_row(
-            text(view["id"] if width >= ROOMY else view["id"][:8]),
+            text(view["id"] if roomy else view["id"][:8]),
             state(view["state"]),
             text(f"{done(view)}/{view['samples']['total']}"),
             text(view["spec"].get("task", NONE)),
             text(view["spec"].get("model", NONE)),
-            _headline(view.get("results")),
-            text(f"{duration(_since(view['created_at']))} ago", "dim"),
+            _headline(view.get("results"), roomy),
+            text(_ago(view["created_at"]), "dim"),
         )
     return table
 
@@ -162,12 +167,13 @@ def sample_table(samples: Sequence[Json]) -> Table:
     return table
 
 
-def _errors(samples: Sequence[Json]) -> Table:
-    table = _table("sample", "epoch")
-    table.add_column("error", no_wrap=True, overflow="ellipsis")
+def _errors(samples: Sequence[Json]) -> Iterable[Text]:
+    """One line each."""
     for sample in samples:
-        table.add_row(text(sample["id"]), text(sample["epoch"]), _error(sample["error"]))
-    return table
+        epoch = f" (epoch {sample['epoch']})" if sample["epoch"] > 1 else ""
+        line = Text.assemble(f"sample {plain(sample['id'])}{epoch}: ", _error(sample["error"]))
+        line.no_wrap, line.overflow = True, "ellipsis"
+        yield line
 
 
 def _error(error: Json) -> Text:
@@ -215,7 +221,7 @@ def _with_errors(metrics: Json) -> list[tuple[str, str]]:
         return [(name, number(m["value"])) for name, m in metrics.items()]
     (error,) = (number(m["value"]) for m in errors.values())
     return [
-        (name, f"{number(m['value'])} ± {error}" if name in beside else number(m["value"]))
+        (name, f"{number(_float(m['value']))} ± {error}" if name in beside else number(m["value"]))
         for name, m in others.items()
     ]
 
@@ -237,11 +243,11 @@ def _scored(score: Json) -> Text:
     return text(f"{scored} of {scored + unscored}" if unscored else scored)
 
 
-def _headline(results: Json | None) -> Text:
+def _headline(results: Json | None, named: bool) -> Text:
     """The first metric, as `EvalResults.headline` has it where the task names none."""
     for score in (results or {}).get("scores") or []:
         for name, value in _with_errors(score.get("metrics") or {}):
-            return text(f"{name} {value}")
+            return text(f"{name} {value}" if named else value)
     return text(NONE)
 
 
@@ -336,6 +342,11 @@ def number(value: Any) -> str:
     return f"{value:.3f}" if abs(value) < 10_000 else f"{value:,.0f}"
 
 
+def _float(value: float | None) -> float | None:
+    """Beside its error, a count is a number like any other."""
+    return None if value is None else float(value)
+
+
 def short(value: Any, most: int = 60) -> str:
     """One value for a cell: numbers rounded, anything longer cut."""
     if isinstance(value, bool) or value is None:
@@ -348,13 +359,19 @@ def short(value: Any, most: int = 60) -> str:
 
 def duration(seconds: float) -> str:
     """`0.4 s`, `12 s`, `3 min 5 s`, `2 h 5 min`, `3 days`."""
-    if seconds < 10:
+    if seconds < 9.95:
         return f"{max(seconds, 0):.1f} s"
     minutes, rest = divmod(round(seconds), 60)
     hours, left = divmod(minutes, 60)
     if hours >= 48:
         return f"{hours // 24} days"
     return f"{hours} h {left} min" if hours else f"{minutes} min {rest} s" if minutes else f"{rest} s"
+
+
+def _ago(moment: str) -> str:
+    """In its largest unit: `3 min ago`."""
+    number, unit = duration(_since(moment)).split()[:2]
+    return f"{float(number):.0f} {unit} ago"
 
 
 def _since(moment: str) -> float:
@@ -366,7 +383,9 @@ def _time(moment: str) -> datetime:
 
 
 def _table(*titles: str) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, header_style="bold")
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False, header_style="bold")
     for title in titles:
-        table.add_column(text(title), justify="right" if title in NUMBERS else "left")
+        justify: Literal["left", "right"] = "right" if title in NUMBERS else "left"
+        overflow: Literal["fold", "ellipsis"] = "fold" if title == "sample" else "ellipsis"
+        table.add_column(text(title), justify=justify, no_wrap=title not in SHRINKING, overflow=overflow)
     return table

@@ -250,8 +250,8 @@ class Ledger:
 
     async def scored(self, claim: Claim) -> set[tuple[str, int]]:
         """(sample id as text, epoch) of the claimed execution's samples that have their score already."""
-        parameters = {"id": claim.execution_id, "evaluation": claim.evaluation_id}
-        return {(r.sample_id, r.epoch) for r in await self._database.run(sql.SCORED, parameters)}
+        rows = await self._database.run(sql.SCORED, {"id": claim.execution_id})
+        return {(r.sample_id, r.epoch) for r in rows}
 
     async def unfinished(self, evaluation_id: UUID) -> list[str]:
         """Ids of the evaluation's executions that are not terminal."""

@@ -313,12 +313,13 @@ WHERE id = :evaluation
 """,
 )
 
-# A crash between commit and enqueue, a lease that ran out, a Cloud Task that was purged: all are due.
+# A crash between commit and enqueue, a lease that ran out, a Cloud Task that was purged: all are due. ``now()`` here, as
+# ``clock_timestamp()`` cannot be looked up in an index; nothing is waited for, so it is not late.
 TAKE_DUE = _statement(
     "take_due",
     """
 WITH due AS MATERIALIZED (
-  SELECT id FROM task_executions WHERE state IN ('pending', 'running') AND sweep_at <= clock_timestamp()
+  SELECT id FROM task_executions WHERE state IN ('pending', 'running') AND sweep_at <= now()
   ORDER BY sweep_at LIMIT :most FOR NO KEY UPDATE SKIP LOCKED
 )
 UPDATE task_executions e SET enqueues = e.enqueues + 1, sweep_at = clock_timestamp() + interval '2 minutes'
@@ -352,10 +353,17 @@ UPDATE task_executions e SET sweep_at = clock_timestamp() FROM target t WHERE e.
 )
 
 # Not part of a claim: what an earlier attempt recorded while the claim waited for the row is not in the claim's snapshot.
+# OFFSET 0 makes it look up these samples one by one, and not read all of a large evaluation's.
 SCORED = _statement(
     "scored",
     """
-SELECT sample_id, epoch FROM sample_results WHERE execution_id = :id AND error IS NULL AND evaluation_id = :evaluation
+SELECT r.sample_id, r.epoch
+FROM task_executions e CROSS JOIN LATERAL jsonb_to_recordset(e.samples) AS x(id text, epoch int)
+CROSS JOIN LATERAL (
+  SELECT * FROM sample_results
+  WHERE evaluation_id = e.evaluation_id AND sample_id = x.id AND epoch = x.epoch AND error IS NULL OFFSET 0
+) r
+WHERE e.id = :id
 """,
 )
 
@@ -364,10 +372,10 @@ TO_REPORT = _statement(
     "to_report",
     """
 SELECT x.sample, r.transcript, e.state, e.error
-FROM task_executions e CROSS JOIN LATERAL jsonb_array_elements(e.samples) AS x(sample)
+FROM task_executions e CROSS JOIN LATERAL jsonb_array_elements(e.samples) WITH ORDINALITY AS x(sample, place)
 LEFT JOIN sample_results r ON r.evaluation_id = e.evaluation_id AND r.sample_id = x.sample ->> 'id'
                      AND r.epoch = (x.sample ->> 'epoch')::int
-WHERE e.evaluation_id = :evaluation AND e.kind = 'run' ORDER BY e.position
+WHERE e.evaluation_id = :evaluation AND e.kind = 'run' ORDER BY e.position, x.place
 """,
 )
 
@@ -387,8 +395,10 @@ SAMPLES_PAGE = _statement(
 SELECT e.position, x.place, x.sample, e.id AS execution, e.state, r.attempt, r.scores, r.usage, r.cost, r."limit", r.error,
        r.duration, r.transcript, CASE WHEN r.transcript IS NULL AND e.state = 'failed' THEN e.error END AS execution_error
 FROM task_executions e CROSS JOIN LATERAL jsonb_array_elements(e.samples) WITH ORDINALITY AS x(sample, place)
-LEFT JOIN sample_results r ON r.evaluation_id = e.evaluation_id AND r.sample_id = x.sample ->> 'id'
-                          AND r.epoch = (x.sample ->> 'epoch')::int
+LEFT JOIN LATERAL (
+  SELECT * FROM sample_results
+  WHERE evaluation_id = e.evaluation_id AND sample_id = x.sample ->> 'id' AND epoch = (x.sample ->> 'epoch')::int OFFSET 0
+) r ON true
 WHERE e.evaluation_id = :evaluation AND e.kind = 'run' AND e.position >= :position
   AND (e.position, x.place) > (:position, :place)
 ORDER BY e.position, x.place LIMIT :most

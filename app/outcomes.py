@@ -85,14 +85,13 @@ def ran(claim: Claim, heard: Heard) -> Settlement:
 
 
 def reported(claim: Claim, heard: Heard, missing: Sequence[Failure], log: str | None) -> Settlement:
-    """`missing`: why samples have no result at all. They fail the evaluation like errored ones, unless the spec says that
-    none may."""
+    """`missing`: why samples have no result at all; the report has counted them as errors."""
     report = heard.reported
     if heard.failure or report is None:
         return _come_to_nothing(claim, heard)
     failure = report.failure
-    if failure is None and missing and claim.spec.fail_on_error is not False:
-        failure = _without_result(missing)
+    if failure and missing:
+        failure = failure.model_copy(update={"message": f"{failure.message} {_without_result(missing).message}"})
     end = End("failed" if failure else "succeeded", report.results, report.usage, failure, log)
     return _settlement(heard, "succeeded", end=end)
 

@@ -5,6 +5,7 @@ Numbers whose source is "the story" are those of the fix that took random failur
 """
 
 import os
+import tempfile
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 from urllib.parse import urlsplit
@@ -116,7 +117,9 @@ class Settings(BaseSettings):
         default="file://.proctor/artifacts", description="Where logs go: `gs://bucket/path` or `file://path`."
     )
     scratch: Path = Field(
-        default=Path(".proctor/scratch"), description="Local folder for attempts at work. On Cloud Run it is memory."
+        default_factory=lambda: Path(tempfile.gettempdir(), f"proctor-{os.getuid()}"),
+        description="Local folder for attempts at work. On Cloud Run it is memory. The sandbox's user must be able to"
+        " enter it. Default: in the system's temporary folder.",
     )
     max_samples: int = Field(default=100_000, ge=1, description="Samples × epochs of one evaluation, at most. Ours.")
     max_samples_inline: int = Field(

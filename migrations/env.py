@@ -3,11 +3,12 @@
 import asyncio
 
 from alembic import context
+from sqlalchemy import Connection
+from sqlalchemy.ext.asyncio import create_async_engine
+
 from app.database.engine import database_url
 from app.database.tables import metadata
 from app.settings import load
-from sqlalchemy import Connection
-from sqlalchemy.ext.asyncio import create_async_engine
 
 
 def run(connection: Connection) -> None:

@@ -1,6 +1,7 @@
 """Cloud Tasks made from due executions: the real client against the emulator."""
 
 from collections.abc import AsyncIterator
+from datetime import timedelta
 from uuid import uuid4
 
 import grpc
@@ -67,7 +68,7 @@ async def test_a_cloud_task_carries_what_a_push_needs(
     assert task.http_request.body == b'{"execution_id": "e.1"}'
     assert task.http_request.oidc_token.service_account_email == "pusher@project.iam.gserviceaccount.com"
     assert task.http_request.oidc_token.audience == "http://127.0.0.1:9"
-    assert task.dispatch_deadline.total_seconds() == 1800
+    assert task.dispatch_deadline == timedelta(seconds=1800)
 
 
 def test_names_start_with_a_hash_and_are_the_same_each_time() -> None:

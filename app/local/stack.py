@@ -76,7 +76,6 @@ async def open_stack(
                 "queue_endpoint": emulator.endpoint,
                 "service_url": f"http://127.0.0.1:{listener.getsockname()[1]}",
                 "artifacts": f"file://{data}/artifacts",
-                "scratch": data / "scratch",
                 **given,
             }
         )

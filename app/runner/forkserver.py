@@ -16,6 +16,7 @@ import selectors
 import signal
 import socket
 import sys
+import tempfile
 import traceback
 from collections.abc import Callable, Iterable
 from contextlib import suppress
@@ -211,6 +212,7 @@ def run_job(job: int, messages: int, output: int) -> None:
     with open(job, "rb") as file:
         file.seek(0)
         parsed = Job.model_validate_json(file.read())
+    _keep_temporary_files(parsed.directory)
     out = Writer(messages)
     run(parsed, out)
     out.close()
@@ -242,6 +244,12 @@ def _redirect(output: int) -> None:
         os.dup2(nothing.fileno(), 0)
     os.dup2(output, 1)
     os.dup2(output, 2)
+
+
+def _keep_temporary_files(directory: str) -> None:
+    """With the attempt: they end with it, also when the child is killed and can remove nothing itself."""
+    tempfile.tempdir = os.environ["TMPDIR"] = os.path.join(directory, "tmp")
+    os.makedirs(tempfile.tempdir, exist_ok=True)
 
 
 def _prefer_for_oom_killer() -> None:

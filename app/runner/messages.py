@@ -43,8 +43,7 @@ class Job(_Value):
     """One attempt's work, as the child gets it.
 
     `directory` is the attempt's own local folder; Inspect's logs go to `directory`/logs. `samples` is for `run`,
-    `plan_log` (URL) and `transcripts` are for `report`. `whole` repeats what the plan found (`Planned.whole`): the
-    task decides by itself which samples end.
+    `plan_log` (URL) and `transcripts` are for `report`.
     """
 
     kind: Literal["plan", "run", "report"]
@@ -54,7 +53,6 @@ class Job(_Value):
     spec: Spec
     directory: str
     samples: tuple[SampleRef, ...] = ()
-    whole: bool = False
     plan_log: str | None = None
     transcripts: tuple[Transcript, ...] = ()
     merged_log_limit_bytes: int = 100 * 2**20

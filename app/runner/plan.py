@@ -21,7 +21,6 @@ from app.spec import Spec
 def plan(job: Job, out: Writer) -> None:
     subject = resolve(job.spec)
     task = subject.task
-    whole = task.early_stopping is not None or task.sample_source is not None
     _refuse_changing_order(job.spec, subject)
     with refused(f"The task {job.spec.task!r} cannot be planned"):
         log = eval(
@@ -39,7 +38,7 @@ def plan(job: Job, out: Writer) -> None:
         Planned(
             task=task.name,
             samples=tuple(SampleRef(id=id, epoch=epoch) for epoch in range(1, epochs + 1) for id in ids),
-            whole=whole,
+            whole=subject.whole,
             log=Path(log.location).name,
         )
     )

@@ -11,6 +11,9 @@ from collections.abc import Sequence
 from hashlib import sha256
 from pathlib import Path
 
+TEMPORARY = tempfile.gettempdir()
+"""As the process began with it: a child's own temporary files go elsewhere, and these outlive it."""
+
 
 def is_root() -> bool:
     return os.geteuid() == 0
@@ -32,7 +35,7 @@ def where_reachable(root: Path, names: Sequence[str]) -> Path:
     if reachable(root):
         return root
     stamps = [(name, (root / name).stat().st_mtime_ns) for name in names]
-    kept = Path(tempfile.gettempdir(), f"proctor-{sha256(repr((root, stamps)).encode()).hexdigest()[:16]}")
+    kept = Path(TEMPORARY, f"proctor-{sha256(repr((root, stamps)).encode()).hexdigest()[:16]}")
     if not _is_ours(kept):
         _copy(root, names, kept)
     return kept
@@ -49,7 +52,7 @@ def _is_ours(folder: Path) -> bool:
 
 
 def _copy(root: Path, names: Sequence[str], kept: Path) -> None:
-    half = Path(tempfile.mkdtemp(prefix="proctor-half-"))
+    half = Path(tempfile.mkdtemp(prefix="proctor-half-", dir=TEMPORARY))
     for name in names:
         source = root / name
         if source.is_dir():

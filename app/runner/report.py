@@ -38,12 +38,12 @@ _LOGS_AT_ONCE = 8
 
 def report(job: Job, out: Writer) -> None:
     assert job.plan_log is not None, "a plan that failed has nothing to report"
-    resolve(job.spec)  # the task's own metrics have to be known to Inspect
+    subject = resolve(job.spec)  # the task's own metrics have to be known to Inspect
     logs = _by_log(job.transcripts)
     log = read_eval_log(job.plan_log, header_only=True)
     log.samples = _read(logs, _TRANSCRIPT, log)
     part = read_eval_log(next(iter(logs)), header_only=True) if logs else None
-    _summarise(log, part, whole=job.whole)
+    _summarise(log, part, whole=subject.whole)
     slim = _size(logs) > job.merged_log_limit_bytes
     if not slim:
         log.samples = _read(logs, frozenset(), log)
@@ -80,6 +80,9 @@ def _summarise(log: EvalLog, part: EvalLog | None, *, whole: bool) -> None:
     log.stats = _stats(log.samples)
     missing = 0 if whole else planned - len(log.samples)
     message = _too_many_errors(log.eval.config.fail_on_error, errors, missing, planned)
+    first = next((sample.error.message for sample in log.samples if sample.error), None)
+    if message and first:
+        message = f"{message} The first error: {first}"
     log.status = "error" if message else "success"
     log.error = EvalError(message=message, traceback="", traceback_ansi="") if message else None
 

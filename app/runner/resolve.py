@@ -27,6 +27,11 @@ class Subject:
     model: Model
     roles: dict[str, Model]
 
+    @property
+    def whole(self) -> bool:
+        """The task decides by itself which samples end, or makes them as it goes: they must be one execution."""
+        return self.task.early_stopping is not None or self.task.sample_source is not None
+
 
 def resolve(spec: Spec) -> Subject:
     """Everything a run needs and nothing that only a run could find out: what is missing is refused here, once, rather

@@ -21,17 +21,17 @@ from app.runner.writer import Writer
 def run(job: Job, out: Writer) -> Failure | None:
     """Called again in a folder that holds an interrupted attempt's log and checkpoints, it resumes there."""
     subject = resolve(job.spec)
-    task = subject.task if job.whole else only(subject.task, job.samples)
+    task = subject.task if subject.whole else only(subject.task, job.samples)
     hooks.register(out, Path(job.directory, LOGS))
     _, logs = eval_set(
         task,
         **options(job, subject),
-        limit=job.spec.limit if job.whole else None,
+        limit=job.spec.limit if subject.whole else None,
         fail_on_error=False,  # the report applies the spec's policy, to all samples together
         retry_attempts=0,  # the ledger counts the tries
         log_buffer=1,  # each sample is in the log before it is reported
     )
-    return _verdict(job, logs)
+    return _verdict(() if subject.whole else job.samples, logs)
 
 
 def options(job: Job, subject: Subject) -> dict[str, Any]:
@@ -103,12 +103,13 @@ def number(dataset: Dataset) -> None:
             sample.id = place
 
 
-def _verdict(job: Job, logs: Sequence[EvalLog]) -> Failure | None:
-    """Only logs can be trusted: after an interruption `eval_set` has returned success and no logs at all."""
+def _verdict(samples: Sequence[SampleRef], logs: Sequence[EvalLog]) -> Failure | None:
+    """`samples`: those that must have ended; none if the task decides. Only logs can be trusted: after an interruption
+    `eval_set` has returned success and no logs at all."""
     if len(logs) != 1 or logs[0].status not in ("success", "error"):
         return interrupted()
     log = logs[0]
-    if log.status == "success" or (job.samples and not job.whole and _has_all(log, job.samples)):
+    if log.status == "success" or (samples and _has_all(log, samples)):
         return None
     error = log.error or EvalError(message="Inspect gives no reason.", traceback="", traceback_ansi="")
     return recorded_failure(error)

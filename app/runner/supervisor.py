@@ -32,6 +32,9 @@ _CHUNK = 2**16
 _PACKET = 4096
 _TAIL_BYTES, _TAIL_LINES = 4096, 20
 _GRACE = 5.0
+_WARM_UP = 30.0
+"""Seconds that a child waits for a warm forkserver, which takes about 4: a dozen started cold take longer than that
+together, each importing for itself what the forkserver is about to import for all."""
 _KILL_DEADLINE = 5.0
 """Seconds for the kernel and the forkserver to end a killed process and to tell."""
 
@@ -194,6 +197,8 @@ class Supervisor:
         try:
             with _descriptors(job, send, output) as descriptors:
                 forkserver = await self._living_forkserver()
+                with anyio.move_on_after(_WARM_UP):
+                    await forkserver.warm.wait()
                 await forkserver.fork(child, descriptors)
             yield child
         finally:
@@ -202,7 +207,7 @@ class Supervisor:
                 os.close(receive)
 
     async def warm(self) -> None:
-        """Returns when children start as fast as they can; they are started before that, too."""
+        """Returns when children start as fast as they can."""
         await (await self._living_forkserver()).warm.wait()
 
     async def _living_forkserver(self) -> "_Forkserver":

@@ -1,5 +1,6 @@
 """Submitting, listing, showing, cancelling and retrying from the command line, against the real service."""
 
+import asyncio
 import json
 from collections.abc import Callable
 from uuid import uuid4
@@ -128,10 +129,10 @@ async def test_show_has_samples_scores_tokens_metrics_and_the_log(service: Servi
 
 async def test_show_says_that_there_are_more_samples(service: Service, proctor: Proctor) -> None:
     id = await planned(service.ledger, *range(1, 5))
-    ran = await proctor("show", str(id), "--samples", "3")
-    assert "the first 3" in ran.out
-    assert "the first" not in (await proctor("show", str(id), "--samples", "4")).out
-    assert "epoch" not in (await proctor("show", str(id), "--samples", "0")).out
+    three, four, none = await asyncio.gather(*(proctor("show", str(id), "--samples", n) for n in "340"))
+    assert "the first 3" in three.out
+    assert "the first" not in four.out
+    assert "epoch" not in none.out
 
 
 async def test_what_others_wrote_is_neither_markup_nor_control_and_stays_on_its_line(
@@ -154,8 +155,7 @@ async def test_the_beginning_of_an_id_is_enough_where_it_means_one(service: Serv
     id = str(await submitted(service.ledger))
     found = await proctor("show", id[:10].upper(), "--json")
     assert json.loads(found.out)["id"] == id
-    for wrong in (id[:5], "nightly", "../evaluations"):
-        refused = await proctor("show", wrong)
+    for refused in await asyncio.gather(*(proctor("show", wrong) for wrong in (id[:5], "nightly", "../evaluations"))):
         assert (refused.code, refused.out) == (2, "")
         assert "is not an evaluation's id" in refused.err
     nobody = await proctor("show", "000000")
@@ -196,8 +196,9 @@ async def test_a_spec_that_the_service_refuses_is_said_in_one_line(proctor: Proc
 
 async def test_nothing_is_submitted_where_the_command_is_wrong(proctor: Proctor) -> None:
     tag = f"run={uuid4()}"
-    for wrong in (["-T", "novalue"], ["-T", "a=[1"], ["--limit", "0"], ["--sandbox", "docker"], ["--tag", "=x"]):
-        ran = await proctor("submit", *TASK, "--tag", tag, *wrong)
-        assert (ran.code, ran.out) == (2, ""), wrong
-        assert wrong[0] in ran.err
+    wrong = (["-T", "novalue"], ["-T", "a=[1"], ["--limit", "0"], ["--sandbox", "docker"], ["--tag", "=x"])
+    all = await asyncio.gather(*(proctor("submit", *TASK, "--tag", tag, *options) for options in wrong))
+    for ran, options in zip(all, wrong, strict=True):
+        assert (ran.code, ran.out) == (2, ""), options
+        assert options[0] in ran.err
     assert json.loads((await proctor("list", "--tag", tag, "--json")).out)["evaluations"] == []

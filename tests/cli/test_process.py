@@ -2,9 +2,11 @@
 
 import asyncio
 import json
+import signal
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from importlib.metadata import version
+from pathlib import Path
 
 import pytest
 
@@ -33,8 +35,8 @@ DOWN = '503 Service Unavailable\n{"title": "Database unavailable", "detail": "Th
 
 
 async def test_a_service_that_is_not_there_is_said_in_one_line(refused: str, at: Callable[[str], Proctor]) -> None:
-    for command in (["list"], ["show", "0" * 32], ["submit", "t", "--model", "m"], ["watch", "0" * 32, "--json"]):
-        ran = await at(refused)(*command)
+    commands = (["list"], ["show", "0" * 32], ["submit", "t", "--model", "m"], ["watch", "0" * 32, "--json"])
+    for ran in await asyncio.gather(*(at(refused)(*command) for command in commands)):
         assert (ran.code, ran.out, ran.err.count("\n")) == (3, "", 1)
         assert ran.err.startswith(f"proctor: No answer from {refused}")
         assert "PROCTOR_URL" in ran.err
@@ -111,15 +113,14 @@ async def test_the_command_alone_shows_its_help_and_knows_its_version(at: Callab
 
 
 async def test_wrong_use_exits_2(at: Callable[[str], Proctor]) -> None:
-    for wrong in (["nosuch"], ["submit", "t"], ["show"], ["list", "--state", "odd"], ["--nosuch[bold]"]):
-        ran = await at(HERE)(*wrong)
-        assert (ran.code, ran.out) == (2, ""), wrong
+    wrong = (["nosuch"], ["submit", "t"], ["show"], ["list", "--state", "odd"], ["--nosuch[bold]"])
+    for ran in await asyncio.gather(*(at(HERE)(*command) for command in wrong)):
+        assert (ran.code, ran.out) == (2, ""), ran.err
         assert "Traceback" not in ran.err
 
 
 async def test_the_service_and_its_migration_name_a_missing_setting_in_one_line(at: Callable[[str], Proctor]) -> None:
-    for command in ("serve", "migrate"):
-        ran = await at(HERE)(command)
+    for ran in await asyncio.gather(*(at(HERE)(command) for command in ("serve", "migrate"))):
         assert (ran.code, ran.out, ran.err) == (2, "", "proctor: PROCTOR_DATABASE_URL: is required\n")
 
 
@@ -127,9 +128,37 @@ async def test_migrate_says_from_where_to_where(postgres: str, database_url: str
     ran = await at(HERE)("migrate", PROCTOR_DATABASE_URL=database_url)
     before, arrow, after = ran.out.split()
     assert (ran.code, arrow, before) == (0, "→", after)
-    wrong = await at(HERE)("migrate", PROCTOR_DATABASE_URL=f"{postgres}_none")
-    assert (wrong.code, wrong.out, wrong.err.count("\n")) == (3, "", 1)
-    assert wrong.err.startswith("proctor: No connection to the database")
+
+
+async def test_a_database_that_is_not_there_is_said_in_one_line(
+    postgres: str, refused: str, at: Callable[[str], Proctor]
+) -> None:
+    nobody = refused.removeprefix("http://")
+    reasons = {
+        f"{postgres}_none": "does not exist",
+        f"postgresql://u:p@{nobody}/d": "Connect call failed",
+        postgres.replace("proctor:", "nobody:"): "password authentication failed",
+    }
+    all = await asyncio.gather(*(at(HERE)("migrate", PROCTOR_DATABASE_URL=url) for url in reasons))
+    for ran, reason in zip(all, reasons.values(), strict=True):
+        assert (ran.code, ran.out, ran.err.count("\n")) == (3, "", 1), ran.err
+        assert ran.err.startswith("proctor: No connection to the database")
+        assert reason in ran.err
+
+
+async def test_without_its_extra_a_command_says_what_to_install(at: Callable[[str], Proctor], tmp_path: Path) -> None:
+    (tmp_path / "jwt.py").write_text("raise ModuleNotFoundError('No module named jwt', name='jwt')")
+    ran = await at(HERE)("emulator")
+    assert (ran.code, ran.out, ran.err) == (2, "", "proctor: jwt is missing here: pip install 'proctor[local]'\n")
+
+
+async def test_the_emulator_runs_until_ctrl_c(at: Callable[[str], Proctor]) -> None:
+    process = await at(HERE).start("emulator", "--port", "0", "--oidc-port", "0")
+    assert process.stderr is not None
+    assert (await process.stderr.readline()).startswith(b"Cloud Tasks is at 127.0.0.1:")
+    process.send_signal(signal.SIGINT)
+    ran = await at(HERE).end(process)
+    assert (ran.code, ran.out, ran.err) == (130, "", "")
 
 
 @pytest.mark.parametrize("command", ["submit --help", "list"])

@@ -128,11 +128,12 @@ async def test_watch_outlasts_a_service_that_is_away_for_a_moment(
 async def test_following_gives_up_when_the_service_stays_away(service: Service) -> None:
     evaluation = str(await planned(service.ledger, 1))
     async with open_relay(service.url) as relay:
-        seen = iter(follow(Client(relay.url), evaluation, every=0, patience=0))
-        first = await asyncio.to_thread(next, seen)
-        await relay.down()
-        with pytest.raises(Unreachable, match="No answer from"):
-            await asyncio.to_thread(next, seen)
+        with Client(relay.url) as client:
+            seen = iter(follow(client, evaluation, every=0, patience=0))
+            first = await asyncio.to_thread(next, seen)
+            await relay.down()
+            with pytest.raises(Unreachable, match="No answer from"):
+                await asyncio.to_thread(next, seen)
         await relay.up()
     assert first.view["samples"]["pending"] == 1
 

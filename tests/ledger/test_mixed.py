@@ -14,7 +14,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from app.database.session import Database
 from app.ledger import Held, Ledger, Outcome
 from app.settings import Settings
-from tests.ledger.factories import SUCCEEDED, errored, planned, push, scored, settle, watched
+from tests.ledger.factories import SUCCEEDED, ended, errored, planned, push, scored, settle, watched
 
 SECONDS = 4.0
 LEASE = 0.05
@@ -53,10 +53,14 @@ class Crowd:
         self.held: dict[str, int] = {}
         self.did: Counter[str] = Counter()
         self.random = random.Random(seed)
-        self.end = time.monotonic() + SECONDS
+        self.end = 0.0
 
     async def run(self) -> None:
-        self.evaluations += await asyncio.gather(*(planned(self.ledger, RUNS) for _ in range(RECENT)))
+        fresh = [planned(self.ledger, RUNS) for _ in range(RECENT // 2)]
+        failed: list[Outcome] = ["failed"] * RUNS
+        over = [ended(self.ledger, *failed) for _ in range(RECENT // 2)]
+        self.evaluations += await asyncio.gather(*fresh, *over)
+        self.end = time.monotonic() + SECONDS
         async with asyncio.TaskGroup() as everyone:
             turns = ((24, self.work), (6, self.renew), (3, self.sweep), (1, self.cancel), (4, self.retry))
             for count, turn in ((1, self.submit), *turns):

@@ -166,3 +166,15 @@ async def test_a_submission_that_was_never_enqueued_is_due_after_two_minutes(
     assert await ledger.take_due(10) == []
     await make_due(database, plan)
     assert await ledger.take_due(10) == [Enqueue(plan, 2)]
+
+
+async def test_after_the_queue_was_lost_whatever_is_not_over_is_due(ledger: Ledger, database: Database) -> None:
+    evaluation = await planned(ledger, 4)
+    await ledger.enqueued(await ledger.take_due(10))
+    await claim(ledger, f"{evaluation}.1")
+    await settle(ledger, await claim(ledger, f"{evaluation}.2"))
+    assert await ledger.take_due(10) == []
+
+    await ledger.all_due()
+    assert sorted(t.execution_id for t in await ledger.take_due(10)) == [f"{evaluation}.{n}" for n in (1, 3, 4)]
+    assert await ledger.unfinished(evaluation) == [f"{evaluation}.{n}" for n in (1, 3, 4)]

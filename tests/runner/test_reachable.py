@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from app.runner import reachable as where
 from app.runner.reachable import is_root, reachable, where_reachable
 
 as_root = pytest.mark.skipif(
@@ -18,7 +19,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder that only its owner may enter, with a package in it; and a temporary directory of its own."""
     temporary = Path(tempfile.mkdtemp())  # pytest's own are closed to others
     temporary.chmod(0o755)
-    monkeypatch.setattr(tempfile, "tempdir", str(temporary))
+    monkeypatch.setattr(where, "TEMPORARY", str(temporary))
     home = tmp_path / "home"
     (home / "package" / "inner").mkdir(parents=True)
     (home / "package" / "inner" / "program").write_text("#!/bin/sh\n")

@@ -47,7 +47,7 @@ async def merge(
     planned = only(Planned, await attempt(plan))
     transcripts = []
     for n in range(5) if not planned.whole else [None]:  # in executions that mix ids and epochs
-        run = make_job("run", task, spec=spec, samples=planned.samples[n::5], whole=planned.whole)
+        run = make_job("run", task, spec=spec, samples=planned.samples[n::5])
         if run.samples:
             transcripts += [
                 Transcript(sample=result.sample, log=Path(run.directory, LOGS, result.log).as_uri())
@@ -58,7 +58,6 @@ async def merge(
         "report",
         task,
         spec=spec,
-        whole=planned.whole,
         plan_log=str(Path(plan.directory, LOGS, planned.log)),
         transcripts=tuple(reversed(transcripts)),
         merged_log_limit_bytes=limit,

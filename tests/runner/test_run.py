@@ -65,6 +65,6 @@ async def test_a_sample_that_is_gone_is_refused(attempt: Attempt, make_job: Make
 
 async def test_a_task_that_stops_early_does_so_when_run_whole(attempt: Attempt, make_job: MakeJob) -> None:
     everything = tuple(SampleRef(id=id, epoch=1) for id in (1, 2, 3, 4))
-    messages = await attempt(make_job("run", "stops_early", samples=everything, whole=True))
+    messages = await attempt(make_job("run", "stops_early", samples=everything))
     assert done(messages) == Done()
     assert len(ended(messages)) == 2

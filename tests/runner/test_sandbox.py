@@ -326,7 +326,7 @@ async def test_a_bubblewrap_that_fails_is_named_with_advice(monkeypatch: pytest.
     broken = tmp_path / "bwrap"
     broken.write_text("#!/bin/sh\necho 'bwrap: No permissions to create new namespace' >&2; exit 1\n")
     broken.chmod(0o755)
-    monkeypatch.setattr(sandbox, "_is_root", lambda: False)
+    monkeypatch.setattr(sandbox, "is_root", lambda: False)
     monkeypatch.setattr(sandbox, "_binary", lambda: str(broken))
     reason = await probe()
     assert reason is not None
