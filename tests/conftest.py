@@ -68,7 +68,12 @@ async def stack(postgres: str, tmp_path_factory: pytest.TempPathFactory) -> Asyn
     await _administer(postgres, f"CREATE DATABASE {name} TEMPLATE {TEMPLATE}")
     data = tmp_path_factory.mktemp("stack")
     async with open_stack(
-        data, database_url=of_database(postgres, name), min_backoff=0.1, log_level="warning", log_format="json"
+        data,
+        database_url=of_database(postgres, name),
+        min_backoff=0.1,
+        renew_interval=0.5,
+        log_level="warning",
+        log_format="json",
     ) as stack:
         yield stack
 

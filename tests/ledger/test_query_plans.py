@@ -1,8 +1,8 @@
 """Each statement finds its rows by an index, however many executions there ever were.
 
-All of these tests share one database: a million runs of 9,900 evaluations. A statement is carried out for real, and
-undone; and its plan is looked at twice, because Postgres plans what is prepared (as all of ours is) for its values at
-first, and after five times perhaps once for all.
+The database holds a million runs of 9,900 evaluations. Each statement is carried out for real, and undone; and more than
+once, because Postgres plans what is prepared (as all of ours is) for its values at first, and after five times perhaps
+for any values.
 """
 
 import asyncio
@@ -23,12 +23,8 @@ from app import ledger_statements as sql
 from app.database.tables import metadata
 from tests.conftest import TEMPLATE, of_database
 
-pytestmark = pytest.mark.xdist_group("a million executions")
-
 MOST_ROWS = 1000
 """Rows of one table that a statement may look at: those it is about, with room for the planner's own choice."""
-
-DUE_EXECUTIONS = 99
 
 # Evaluation n has 100 runs, the first one 10,100. One in ten (1, 11, 21 …) is still running: half of its runs are done,
 # of the others one in ten runs and nine are pending and enqueued; in one evaluation of a hundred, run 100 is due.
@@ -76,7 +72,7 @@ SELECT s.id, r, 1, s.id || '.' || r, 1, '{{}}', '{{}}', 'file:///logs/a.eval' {R
 """
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 async def loaded(postgres: str) -> AsyncIterator[str]:
     """The URL of the database that holds all that."""
     name = "a_million_executions"
@@ -99,16 +95,6 @@ async def load(url: str, *statements: str) -> None:
     # no foreign keys are checked on the way in: they hold by construction
     for statement in ("SET session_replication_role = replica", SHAPES, *statements):
         await connection.execute(statement)
-    await connection.close()
-
-
-@pytest.fixture
-async def undone(loaded: str) -> AsyncIterator[asyncpg.Connection]:
-    connection = await asyncpg.connect(loaded)
-    transaction = connection.transaction()
-    await transaction.start()
-    yield connection
-    await transaction.rollback()
     await connection.close()
 
 
@@ -171,12 +157,16 @@ CASES: dict[str, tuple[TextClause, dict[str, Any]]] = {
 }
 
 
-@pytest.mark.parametrize("planned", PLANNED)
-@pytest.mark.parametrize("case", CASES)
-async def test_a_statement_looks_at_few_rows_of_a_million(undone: asyncpg.Connection, case: str, planned: str) -> None:
-    nodes = [node async for node in carried_out(undone, *CASES[case], planned)]
-    tables = sorted({node["Relation Name"] for node in nodes if node.get("Relation Name") in metadata.tables})
+# One test, so that the database is loaded once however many workers share the suite.
+async def test_each_statement_looks_at_few_rows_of_a_million(loaded: str, subtests: pytest.Subtests) -> None:
+    for case, (statement, parameters) in CASES.items():
+        for planned in PLANNED:
+            with subtests.test(case=case, planned=planned):
+                looks_at_few_rows(await carried_out(loaded, statement, parameters, planned))
 
+
+def looks_at_few_rows(nodes: list[dict[str, Any]]) -> None:
+    tables = sorted({node["Relation Name"] for node in nodes if node.get("Relation Name") in metadata.tables})
     assert tables, "it looks at some"
     assert [node for node in nodes if node["Node Type"] == "Seq Scan" and node["Relation Name"] in tables] == []
     assert {table: n for table in tables if (n := rows_looked_at(nodes, table)) > MOST_ROWS} == {}
@@ -188,27 +178,24 @@ def test_every_statement_of_the_ledger_is_tried() -> None:
     assert ours - tried == {"ALL_DUE"}, "which is about everything that is open, and for after a disaster"
 
 
-async def test_a_sweep_does_not_look_at_what_is_not_due(undone: asyncpg.Connection) -> None:
-    nodes = [node async for node in carried_out(undone, *CASES["take due"], "auto")]
-    (scan,) = [node for node in nodes if node.get("Index Name") == "task_executions_sweep_idx"]
-    assert (scan["Actual Rows"], scan.get("Rows Removed by Filter", 0)) == (DUE_EXECUTIONS, 0)
-
-
 async def carried_out(
-    connection: asyncpg.Connection, statement: TextClause, parameters: dict[str, Any], planned: str
-) -> AsyncIterator[dict[str, Any]]:
-    """The nodes of the plan, with what each really did."""
+    url: str, statement: TextClause, parameters: dict[str, Any], planned: str
+) -> list[dict[str, Any]]:
+    """The nodes of the plan, with what each really did, before it was undone."""
     compiled = statement.compile(dialect=dialect())  # type: ignore[no-untyped-call]
-    given = ", ".join(literal(parameters[name], compiled.binds[name].type) for name in compiled.positiontup or ())
-    execute = f"EXECUTE it({given})" if given else "EXECUTE it"
+    values = [literal(parameters[name], compiled.binds[name].type) for name in compiled.positiontup or ()]
+    execute = f"EXECUTE it({', '.join(values)})"
+    connection = await asyncpg.connect(url)
+    transaction = connection.transaction()
+    await transaction.start()
     await connection.execute(f"SET LOCAL plan_cache_mode = {planned}")
     await connection.execute(f"PREPARE it AS {compiled}")
     for _ in range(6 if planned == "auto" else 0):  # from the sixth time on the general plan may be taken
         await connection.execute(f"EXPLAIN {execute}")
     explained = await connection.fetchval(f"EXPLAIN (ANALYZE, FORMAT JSON) {execute}")
-    await connection.execute("DEALLOCATE it")
-    for node in below(json.loads(explained)[0]["Plan"]):
-        yield node
+    await transaction.rollback()
+    await connection.close()
+    return list(below(json.loads(explained)[0]["Plan"]))
 
 
 def below(node: dict[str, Any]) -> Iterator[dict[str, Any]]:
