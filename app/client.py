@@ -189,7 +189,7 @@ class Client:
         tries = Retrying(
             retry=transient,
             stop=stop_after_attempt(TRIES),
-            wait=wait_exponential_jitter(multiplier=0.25, max=2, jitter=0.1),
+            wait=wait_exponential_jitter(initial=0.25, max=2, jitter=0.1),
             retry_error_callback=lambda state: state.outcome and state.outcome.result(),
         )
         try:

@@ -24,6 +24,9 @@ from typing import Any, Literal, NoReturn, TypedDict
 
 _PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
 _PACKET = 4096
+_HEAVY = ("openai", "anthropic", "google.genai", "numpy")  # about 4 s of imports, of which the model providers most
+_LARGE = ("openai", "anthropic", "google.genai")
+"""Packages of usual model providers: seconds to import, so before the scout is sent, lest both have to."""
 _CRASHED = 70  # EX_SOFTWARE, <sysexits.h>
 
 
@@ -63,8 +66,9 @@ class Forkserver:
     def __init__(self, control: socket.socket) -> None:
         self._control = control
         self._children: dict[int, int | None] = {}  # pid: the request's id; None: the scout
-        self._late_modules: list[str] | None = None
+        self._to_import = list(_HEAVY)
         self._scouted = b""
+        self._scouting = True
         self._selector = selectors.DefaultSelector()
         self._wake, wake = socket.socketpair()
         for end in (self._wake, wake):
@@ -88,10 +92,10 @@ class Forkserver:
         self._selector.register(self._wake, selectors.EVENT_READ, self._on_exit)
         self._send_scout()
         while self._control.fileno() >= 0:
-            events = self._selector.select(0 if self._late_modules else None)
+            events = self._selector.select(0 if self._to_import else None)
             for key, _ in events:
                 key.data()
-            if not events and self._late_modules:
+            if not events and self._to_import:
                 self._import_next()
 
     def _on_request(self) -> None:
@@ -165,9 +169,11 @@ class Forkserver:
             os._exit(code)
 
     # What a first evaluation imports late is found out by a scout: a child that runs one, in safety, and tells. The
-    # server then imports the same, one module at a time, between requests.
+    # server imports the same, one module at a time, between requests; what is known to be large it imports meanwhile.
 
     def _send_scout(self) -> None:
+        for name in _LARGE:
+            import_quietly(name)
         receive, send = os.pipe()
         self._fork(None, lambda: scout(send))
         os.close(send)
@@ -179,14 +185,16 @@ class Forkserver:
         if not data:
             self._selector.unregister(receive)
             os.close(receive)
-            self._late_modules = self._scouted.decode().split()[::-1]
-            if not self._late_modules:
-                self._freeze()
+            self._scouting = False
+            self._to_import += [name for name in self._scouted.decode().split() if name not in sys.modules]
+            self._freeze_if_complete()
 
     def _import_next(self) -> None:
-        assert self._late_modules
-        import_quietly(self._late_modules.pop())
-        if not self._late_modules:
+        import_quietly(self._to_import.pop(0))
+        self._freeze_if_complete()
+
+    def _freeze_if_complete(self) -> None:
+        if not self._scouting and not self._to_import:
             self._freeze()
 
     def _freeze(self) -> None:
