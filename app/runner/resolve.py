@@ -26,11 +26,8 @@ class Subject:
     task: Task
     model: Model
     roles: dict[str, Model]
-
-    @property
-    def whole(self) -> bool:
-        """The task decides by itself which samples end, or makes them as it goes: they must be one execution."""
-        return self.task.early_stopping is not None or self.task.sample_source is not None
+    whole: bool
+    """The task decides by itself which samples end, or makes them as it goes: they must be one execution."""
 
 
 def resolve(spec: Spec) -> Subject:
@@ -45,7 +42,7 @@ def resolve(spec: Spec) -> Subject:
             roles[role] = get_model(name, memoize=False)
     task = load_task(spec, model, roles)
     _refuse_docker(spec, task)
-    return Subject(task, model, roles)
+    return Subject(task, model, roles, whole=task.early_stopping is not None or task.sample_source is not None)
 
 
 def load_task(spec: Spec, model: Model, roles: dict[str, Model]) -> Task:

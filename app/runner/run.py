@@ -54,6 +54,7 @@ def options(job: Job, subject: Subject) -> dict[str, Any]:
         "log_realtime": False,
         "display": "none",
         "ctl_server": False,
+        "score_display": False,  # metrics after each sample, for nobody to see
     }
 
 

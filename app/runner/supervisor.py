@@ -35,6 +35,8 @@ _GRACE = 5.0
 _WARM_UP = 30.0
 """Seconds that a child waits for a warm forkserver, which takes about 4: a dozen started cold take longer than that
 together, each importing for itself what the forkserver is about to import for all."""
+_FORK_DEADLINE = 60.0
+"""Seconds after which a forkserver that does not fork is given up. While it imports it does not answer, either."""
 _KILL_DEADLINE = 5.0
 """Seconds for the kernel and the forkserver to end a killed process and to tell."""
 
@@ -61,6 +63,8 @@ class Child:
     def __init__(self, messages: int, output: Path) -> None:
         self.pid: int | None = None
         """None until it is forked, and if it never was."""
+        self.asked_for = False
+        """The forkserver may be about to fork it."""
         self._messages = messages
         self._output = output
         self._buffer = bytearray()
@@ -90,6 +94,8 @@ class Child:
         """Asks it to stop (Inspect then finishes its log), and kills it after `grace` seconds. Always succeeds; what it
         sends meanwhile is for whoever iterates."""
         with anyio.CancelScope(shield=True):
+            if not self.asked_for:
+                return
             if self.pid is None:
                 self.kill("it was stopped before it began")
             elif not self._done:
@@ -251,14 +257,24 @@ class _Forkserver:
         self._children[id] = child
         request = json.dumps(Request(id=id)).encode()
         try:
-            while True:
-                with suppress(BlockingIOError):
-                    socket.send_fds(self._control, [request], descriptors)
-                    break
-                await anyio.wait_writable(self._control)
+            await self._send(request, descriptors)
+            child.asked_for = True
         except OSError as error:
+            del self._children[id]
             child.lost(f"its forkserver could not be reached: {error}")
+        with anyio.move_on_after(_FORK_DEADLINE):
+            await child.forked.wait()
+            return
+        logger.error("the forkserver does not answer: it is replaced")
+        self._process.kill()
         await child.forked.wait()
+
+    async def _send(self, packet: bytes, descriptors: list[int]) -> None:
+        while True:
+            with suppress(BlockingIOError):
+                socket.send_fds(self._control, [packet], descriptors)
+                return
+            await anyio.wait_writable(self._control)
 
     async def _listen(self) -> None:
         try:
@@ -286,9 +302,10 @@ class _Forkserver:
                 self._children.pop(report["id"]).exited(report["status"])
 
     async def close(self) -> None:
-        """It ends by itself, with all its children, when it sees that nobody is left to ask."""
-        with suppress(OSError):
-            self._control.shutdown(socket.SHUT_WR)
+        """With all its children."""
+        with suppress(ProcessLookupError):
+            self._process.terminate()
+        await self._end()
         await self._listener
 
     async def _end(self) -> int:

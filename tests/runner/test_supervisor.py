@@ -120,6 +120,17 @@ async def test_cancelling_the_caller_ends_the_child(make_job: MakeJob, superviso
     assert not _alive(child.pid)
 
 
+async def test_a_child_that_was_not_begun_keeps_nobody_waiting(make_job: MakeJob) -> None:
+    async with Supervisor(os.environ) as supervisor:
+        began = time.monotonic()
+        with anyio.CancelScope() as scope:
+            scope.cancel()
+            async with supervisor.run(make_job("plan", "simple")):
+                pass
+        assert scope.cancelled_caught
+        assert time.monotonic() - began < 3
+
+
 async def test_a_child_has_none_of_the_services_settings(make_job: MakeJob, attempt: Attempt) -> None:
     (result,) = ended(await attempt(make_job("run", "environment", samples=FIRST)))
     value = result.scores["metadata"].value
@@ -181,10 +192,12 @@ anyio.run(main)
 async def test_nothing_outlives_a_service_that_is_killed(make_job: MakeJob) -> None:
     job = make_job("run", "misbehaving", spec={"task_args": {"how": "spawn and hang"}}, samples=FIRST)
     async with await anyio.open_process([sys.executable, "-c", SERVICE, job.model_dump_json()], stderr=None) as service:
-        assert service.stdout is not None
-        child = int(await service.stdout.receive())
-        everything = [child, _parent(child), await _grandchild(Path(job.directory, OUTPUT))]
-        service.kill()
+        try:
+            assert service.stdout is not None
+            child = int(await service.stdout.receive())
+            everything = [child, _parent(child), await _grandchild(Path(job.directory, OUTPUT))]
+        finally:
+            service.kill()
     await _until(lambda: not any(map(_alive, everything)))
 
 
@@ -215,7 +228,7 @@ async def _grandchild(output: Path) -> int:
 
 
 async def _until(condition: Callable[[], bool]) -> None:
-    deadline = anyio.current_time() + 20
+    deadline = anyio.current_time() + 60
     while not condition():
         assert anyio.current_time() < deadline
         await anyio.sleep(0.02)
