@@ -217,20 +217,23 @@ class Ledger:
     async def retry(self, evaluation_id: UUID) -> tuple[EvaluationState, int] | None:
         """Opens a terminal evaluation again: its failed and cancelled runs, or else its plan or its report. Returns the
         state it found and how many executions are pending again (0: nothing was to be done, or it is not terminal)."""
+        done: tuple[EvaluationState, int] | None = None
 
         async def work(connection: AsyncConnection) -> tuple[EvaluationState, int] | None:
+            nonlocal done
             found = (await connection.execute(sql.LOCK_TO_RETRY, {"evaluation": evaluation_id})).one_or_none()
             if found is None:
                 return None
             if found.state == "running":
-                return found.state, 0
+                return done or (found.state, 0)  # the reply to our own COMMIT was lost
             for what in _retry_order(found):
                 parameters = {"evaluation": evaluation_id, "what": what}
                 n = (await connection.execute(sql.REARM, parameters)).scalar_one()
                 if n:
                     remaining = 0 if what == "report" else n
                     await connection.execute(sql.REOPEN, {"evaluation": evaluation_id, "remaining": remaining})
-                    return found.state, n
+                    done = found.state, n
+                    return done
             return found.state, 0
 
         return await self._database.transaction(work)

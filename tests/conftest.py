@@ -2,7 +2,9 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
 import asyncpg
@@ -51,30 +53,28 @@ def of_database(url: str, name: str) -> str:
     return f"{url.rpartition('/')[0]}/{name}"
 
 
-@pytest.fixture
-async def database_url(postgres: str) -> AsyncIterator[str]:
-    """A migrated database that no other test sees."""
+@asynccontextmanager
+async def own_database(postgres: str) -> AsyncIterator[str]:
+    """A migrated database that nobody else sees."""
     name = f"test_{uuid4().hex}"
     await _administer(postgres, f"CREATE DATABASE {name} TEMPLATE {TEMPLATE}")
     yield of_database(postgres, name)
     await _administer(postgres, f"DROP DATABASE {name} WITH (FORCE)")
 
 
+@pytest.fixture
+async def database_url(postgres: str) -> AsyncIterator[str]:
+    async with own_database(postgres) as url:
+        yield url
+
+
 @pytest.fixture(scope="session")
 async def stack(postgres: str, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Stack]:
     """The whole system, once for all tests of this process: queue, service, children. Tests tell their evaluations apart
     by what they submit."""
-    name = f"stack_{uuid4().hex}"
-    await _administer(postgres, f"CREATE DATABASE {name} TEMPLATE {TEMPLATE}")
     data = tmp_path_factory.mktemp("stack")
-    async with open_stack(
-        data,
-        database_url=of_database(postgres, name),
-        min_backoff=0.1,
-        renew_interval=0.5,
-        log_level="warning",
-        log_format="json",
-    ) as stack:
+    quick: dict[str, Any] = {"min_backoff": 0.1, "renew_interval": 0.5, "log_level": "warning", "log_format": "json"}
+    async with own_database(postgres) as url, open_stack(data, database_url=url, **quick) as stack:
         yield stack
 
 

@@ -3,6 +3,7 @@
 import asyncio
 from uuid import uuid4
 
+from sqlalchemy import Connection, event
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from app.database.session import Database
@@ -29,6 +30,27 @@ FAILED = End("failed", error=FAULT)
 
 async def test_an_evaluation_that_does_not_exist_cannot_be_retried(ledger: Ledger) -> None:
     assert await ledger.retry(uuid4()) is None
+
+
+async def test_a_retry_whose_commit_s_reply_was_lost_is_told_that_it_worked(
+    ledger: Ledger, database: Database, engine: AsyncEngine
+) -> None:
+    evaluation = await ended(ledger, "failed", end=FAILED)
+    lost: list[bool] = []
+
+    @event.listens_for(engine.sync_engine, "commit")
+    def commit(connection: Connection) -> None:
+        """Commits on the wire, and then the connection is gone before the pool hears of it."""
+        if not lost:
+            lost.append(True)
+            raw = connection.connection.dbapi_connection
+            assert raw is not None
+            raw.commit()
+            raise OSError("the reply was lost")
+
+    assert await ledger.retry(evaluation) == ("failed", 1)
+    assert lost
+    assert (await rows.evaluation(database, evaluation)).remaining == 1
 
 
 async def test_failed_and_cancelled_runs_are_armed_again_and_counted(ledger: Ledger, database: Database) -> None:

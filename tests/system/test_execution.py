@@ -1,0 +1,186 @@
+"""One push at a time, on the executor itself: what ends an attempt, and what the ledger then says."""
+
+import asyncio
+import os
+import signal
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+from uuid import UUID, uuid4
+
+import psutil
+import pytest
+from sqlalchemy import text
+
+from app.evaluations.read import ExecutionView
+from app.execution import Answer, Push
+from app.ledger import Ledger, Settlement
+from app.main import open_services
+from app.runner.messages import Failure, Job, SampleRef
+from app.runner.supervisor import Child
+from app.settings import load
+from app.spec import Spec
+from app.web.state import Services
+from tests.conftest import own_database
+from tests.system.conftest import NUMBERS
+
+PATIENCE = 60
+
+
+@pytest.fixture(scope="module")
+async def services(postgres: str, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Services]:
+    """With leases that are renewed quickly and a queue that nobody listens to: pushes are made by hand. One for all
+    tests, for its forkserver takes seconds to warm."""
+    artifacts = f"file://{tmp_path_factory.mktemp('artifacts')}"
+    quick = {"renew_interval": 0.1, "queue_endpoint": "127.0.0.1:9", "queue_patience": 0.1}
+    async with (
+        own_database(postgres) as url,
+        open_services(load(database_url=url, artifacts=artifacts, **quick)) as services,
+    ):
+        yield services
+
+
+async def planned(ledger: Ledger, *runs: list[int], **args: Any) -> UUID:
+    """An evaluation whose plan is settled with these runs."""
+    spec = Spec(task=NUMBERS, model="mockllm/model", task_args={"n": 4, **args}, tries=1)
+    evaluation = (await ledger.submit(spec, "me")).evaluation_id
+    claim = await ledger.claim(f"{evaluation}.plan", uuid4())
+    assert claim
+    samples = [[SampleRef(id=id, epoch=1) for id in run] for run in runs]
+    await ledger.settle(claim.execution_id, claim.attempt, Settlement("succeeded", runs=samples))
+    return evaluation
+
+
+async def push(services: Services, execution: str) -> Answer:
+    return await services.executor.execute(Push(execution, alone=True))
+
+
+@asynccontextmanager
+async def under_way(services: Services, execution: str, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Any]:
+    """The push as a task, and the child that hangs in it."""
+    started: asyncio.Future[Child] = asyncio.get_running_loop().create_future()
+    run = services.executor.supervisor.run
+
+    @asynccontextmanager
+    async def announced(job: Job) -> AsyncIterator[Child]:
+        async with run(job) as child:
+            started.set_result(child)
+            yield child
+
+    monkeypatch.setattr(services.executor.supervisor, "run", announced)
+    task = asyncio.create_task(push(services, execution))
+    child = await asyncio.wait_for(started, PATIENCE)
+    yield task, child
+    assert child.pid
+    assert not psutil.pid_exists(child.pid)
+
+
+async def view(services: Services, execution: str) -> ExecutionView:
+    return await services.reader.execution(execution)
+
+
+async def test_a_hang_ends_at_the_deadline_with_that_as_its_reason(services: Services) -> None:
+    evaluation = await planned(services.executor.ledger, [1], how="hang")
+    short = services.settings.model_copy(update={"dispatch_deadline": 3.0, "deadline_margin": 1.0})
+    answer = await replace(services.executor, settings=short).execute(Push(f"{evaluation}.1", alone=True))
+    assert (answer.kind, answer.state) == ("terminal", "failed")
+    assert "deadline" in answer.message
+    error = (await view(services, f"{evaluation}.1")).error
+    assert error
+    assert error["error_class"] == "limit"
+
+
+async def test_a_worker_that_is_stopped_releases_what_it_holds(
+    services: Services, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    evaluation = await planned(services.executor.ledger, [1], how="hang")
+    async with under_way(services, f"{evaluation}.1", monkeypatch) as (task, _):
+        task.cancel()
+        answer = await task
+    assert (answer.kind, answer.state) == ("again", "pending")
+    execution = await view(services, f"{evaluation}.1")
+    assert (execution.state, execution.failures, execution.crashes) == ("pending", 0, 0)
+    assert [a.outcome for a in execution.attempts] == ["interrupted"]
+
+
+async def test_an_attempt_that_was_taken_over_is_killed_and_records_nothing(
+    services: Services, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    evaluation = await planned(services.executor.ledger, [1], how="hang")
+    async with under_way(services, f"{evaluation}.1", monkeypatch) as (task, _):
+        await services.database.run(text("UPDATE task_executions SET attempt = attempt + 1 WHERE state = 'running'"))
+        answer = await asyncio.wait_for(task, PATIENCE)
+    assert answer.kind == "again"
+    assert (await view(services, f"{evaluation}.1")).state == "running"
+
+
+async def test_a_cancelled_attempt_stops_and_is_over(services: Services, monkeypatch: pytest.MonkeyPatch) -> None:
+    evaluation = await planned(services.executor.ledger, [1], [2], how="hang")
+    async with under_way(services, f"{evaluation}.1", monkeypatch) as (task, _):
+        await services.executor.ledger.cancel(evaluation)
+        answer = await asyncio.wait_for(task, PATIENCE)
+    assert (answer.kind, answer.state) == ("terminal", "cancelled")
+    assert (await push(services, f"{evaluation}.2")).state == "cancelled"
+
+
+async def test_samples_that_have_their_score_are_not_run_again(
+    services: Services, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    flag = tmp_path / "flag"
+    evaluation = await planned(services.executor.ledger, [1, 2, 3], how=f"until:{flag}", sample=2)
+    async with under_way(services, f"{evaluation}.1", monkeypatch) as (task, child):
+        async with asyncio.timeout(PATIENCE):
+            while len(kept := await transcripts(services, evaluation)) < 2:
+                await asyncio.sleep(0.02)
+        os.kill(child.pid, signal.SIGKILL)
+        assert (await asyncio.wait_for(task, PATIENCE)).kind == "again"
+    monkeypatch.undo()
+    flag.touch()
+    assert (await push(services, f"{evaluation}.1")).state == "succeeded"
+    after = await transcripts(services, evaluation)
+    assert set(kept) == {1, 3}
+    assert {id: after[id] for id in kept} == kept
+    execution = await view(services, f"{evaluation}.1")
+    assert [a.outcome for a in execution.attempts] == ["interrupted", "succeeded"]
+    assert execution.attempts[0].error
+    assert "SIGKILL" in execution.attempts[0].error["message"]
+    assert execution.crashes == 0  # a sample has come in since
+
+
+async def transcripts(services: Services, evaluation: UUID) -> dict[int | str, str]:
+    page = await services.reader.samples(evaluation)
+    return {sample.id: sample.transcript for sample in page.samples if sample.transcript}
+
+
+async def test_a_mistake_of_the_worker_s_own_is_an_interrupted_attempt_and_not_for_ever(
+    services: Services, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    evaluation = await planned(services.executor.ledger, [1])
+
+    async def broken(*_: object) -> None:
+        raise RuntimeError("the artifact store is a teapot")
+
+    monkeypatch.setattr(services.executor.artifacts, "ship", broken)
+    answers = [await push(services, f"{evaluation}.1") for _ in range(4)]
+    assert [a.kind for a in answers] == ["again", "again", "again", "terminal"]
+    assert "teapot" in answers[-1].message
+
+
+async def test_a_report_of_a_failed_plan_says_why_the_plan_failed(services: Services) -> None:
+    ledger = services.executor.ledger
+    evaluation = (await ledger.submit(Spec(task="t", model="m"), "me")).evaluation_id
+    claim = await ledger.claim(f"{evaluation}.plan", uuid4())
+    assert claim
+    error = Failure(error_class="evaluation", message="no such dataset", final=True)
+    await ledger.settle(claim.execution_id, claim.attempt, Settlement("failed", error=error))
+    await push(services, f"{evaluation}.report")
+    found = await services.reader.evaluation(evaluation)
+    assert found.state == "failed"
+    assert found.error
+    assert found.error["message"] == "no such dataset"
+
+
+async def test_an_unknown_execution_is_told_so(services: Services) -> None:
+    assert (await push(services, "nobody.1")).kind == "unknown"
