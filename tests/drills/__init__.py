@@ -1,0 +1,1 @@
+"""Faults made on purpose, for longer than a test may take: `python -m tests.drills`."""
