@@ -14,6 +14,7 @@ from typing import Any
 
 from sqlalchemy import (
     ARRAY,
+    JSON,
     BigInteger,
     BindParameter,
     Boolean,
@@ -34,7 +35,7 @@ _TYPES: dict[str, TypeEngine[Any]] = {
     "error": JSONB(none_as_null=True),
     "push": JSONB(none_as_null=True),
     "usage": JSONB(none_as_null=True),
-    "results": JSONB(none_as_null=True),
+    "results": JSON(none_as_null=True),
     "versions": JSONB(none_as_null=True),
     "end_usage": JSONB(none_as_null=True),
     "end_error": JSONB(none_as_null=True),

@@ -12,6 +12,7 @@ has a result. Every time is the database's clock.
 """
 
 from sqlalchemy import (
+    JSON,
     CheckConstraint,
     Column,
     DateTime,
@@ -70,7 +71,7 @@ evaluations = Table(
     # plan and run executions that are not terminal yet: whoever brings it to 0 inserts the report
     Column("remaining", Integer, nullable=False, server_default="1"),
     _instant("cancel_requested_at"),
-    Column("results", JSONB),  # Inspect's EvalResults
+    Column("results", JSON),  # Inspect's EvalResults; not jsonb, which would forget the order of the metrics
     Column("usage", JSONB),  # tokens by model, of the samples that count
     Column("error", JSONB),
     Column("log", Text),  # URL of the merged Inspect log

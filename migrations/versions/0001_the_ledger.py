@@ -23,7 +23,7 @@ def upgrade() -> None:
         sa.Column("state", sa.Text(), server_default="running", nullable=False),
         sa.Column("remaining", sa.Integer(), server_default="1", nullable=False),
         sa.Column("cancel_requested_at", sa.DateTime(timezone=True), nullable=True),
-        sa.Column("results", postgresql.JSONB(astext_type=sa.Text()), nullable=True),
+        sa.Column("results", sa.JSON(), nullable=True),
         sa.Column("usage", postgresql.JSONB(astext_type=sa.Text()), nullable=True),
         sa.Column("error", postgresql.JSONB(astext_type=sa.Text()), nullable=True),
         sa.Column("log", sa.Text(), nullable=True),

@@ -18,6 +18,7 @@ async def test_an_evaluation_ends_with_metrics_samples_and_a_log(client: httpx.A
 
     assert view["state"] == "succeeded", view["error"]
     (score,) = view["results"]["scores"]
+    assert list(score["metrics"]) == ["accuracy", "stderr"]  # in the task's order
     assert score["metrics"]["accuracy"]["value"] == 0.5
     assert score["metrics"]["stderr"]["value"] == pytest.approx(0.2886751)
     assert view["samples"] == {"total": 4, "pending": 0, "running": 0, "succeeded": 4, "failed": 0, "cancelled": 0}
