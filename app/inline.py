@@ -38,20 +38,18 @@ class Inline:
         if await self.reader.by_key(caller, key) is None:
             await self._check(spec)
         evaluation = (await self.submissions.register(spec, caller, key)).evaluation_id
+        limit = asyncio.Semaphore(AT_ONCE)
         while unfinished := await self.executor.ledger.unfinished(evaluation):
-            limit = asyncio.Semaphore(AT_ONCE)
-
-            async def one(execution_id: str, limit: asyncio.Semaphore = limit) -> None:
-                async with limit:
-                    await self._push(evaluation, execution_id, began)
-
-            async with asyncio.TaskGroup() as group:
-                for execution_id in unfinished:
-                    group.create_task(one(execution_id))
+            pushes = [self._push(evaluation, execution_id, began, limit) for execution_id in unfinished]
+            # all are heard out before the first error is told: what they have claimed, they also settle
+            for outcome in await asyncio.gather(*pushes, return_exceptions=True):
+                if outcome is not None:
+                    raise outcome
         return evaluation
 
-    async def _push(self, evaluation: UUID, execution_id: str, began: float) -> None:
-        answer = await self.executor.execute(Push(execution_id, alone=True, runs_due=RUNS_DUE, began=began))
+    async def _push(self, evaluation: UUID, execution_id: str, began: float, limit: asyncio.Semaphore) -> None:
+        async with limit:
+            answer = await self.executor.execute(Push(execution_id, alone=True, runs_due=RUNS_DUE, began=began))
         if answer.kind == "again" and answer.state == "running":
             raise Conflict(f"{answer.message} See GET /evaluations/{evaluation}.")
 

@@ -47,8 +47,8 @@ class Spec(BaseModel):
     cost_limit: float | None = Field(default=None, gt=0, description="US dollars one sample may cost.")
     fail_on_error: bool | float | None = Field(
         default=None,
-        description="When errored samples fail the evaluation: true: at the first; false: never; a number below 1: past that"
-        " share of the samples; a number above 1: past that many. Default: the task's own, else true.",
+        description="When errored samples fail the evaluation: true: at the first; false: never; a number below 1: from"
+        " that share of the samples on; a number above 1: from that many on. Default: the task's own, else true.",
     )
     sandbox: Literal["proctor", "local"] | None = Field(
         default=None,

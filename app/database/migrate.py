@@ -1,6 +1,7 @@
 """Brings the database's tables to the newest revision in `migrations/`; alembic is configured in pyproject.toml."""
 
 import asyncio
+import functools
 from pathlib import Path
 
 from alembic import command
@@ -21,7 +22,9 @@ def config() -> Config:
     return Config(toml_file=PROJECT / "pyproject.toml")
 
 
+@functools.cache
 def newest_revision() -> str:
+    """Of the migrations that this version brings."""
     return ScriptDirectory.from_config(config()).get_current_head() or ""
 
 

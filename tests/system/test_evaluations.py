@@ -192,6 +192,15 @@ async def test_a_spec_runs_in_one_request_for_a_person_debugging(client: httpx.A
     assert conflict.status_code == 409
 
 
+async def test_the_same_debugging_request_sent_twice_at_once_runs_once(client: httpx.AsyncClient) -> None:
+    body = {"evaluation": spec(task_args={"n": 1, "how": "wait:2"})}
+    send = [client.post("/tasks/execute", json=body, headers={"Idempotency-Key": "debug-3"}) for _ in range(2)]
+    done, refused = sorted(await asyncio.gather(*send), key=lambda response: response.status_code)
+    assert (done.status_code, refused.status_code) == (200, 409)
+    assert f"/evaluations/{done.json()['evaluation']['id']}" in refused.json()["detail"]
+    assert done.json()["evaluation"]["state"] == "succeeded"
+
+
 async def test_more_samples_than_one_request_runs_are_refused_and_leave_no_trace(client: httpx.AsyncClient) -> None:
     body = {"evaluation": spec(task_args={"n": 21}, tags={"trace": "none"})}
     refused = await client.post("/tasks/execute", json=body, headers={"Idempotency-Key": "debug-2"})
