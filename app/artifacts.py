@@ -37,9 +37,6 @@ class Artifacts:
         """Copies a local file to `url`; a later copy replaces an earlier one."""
         await asyncio.to_thread(self._put, file, url)
 
-    async def fetch(self, url: str, file: Path) -> None:
-        await asyncio.to_thread(self._get, url, file)
-
     @retry(
         retry=retry_if_exception_type(OSError) & retry_if_not_exception_type(FileNotFoundError),
         stop=stop_after_delay(SHIP_PATIENCE),
@@ -48,7 +45,3 @@ class Artifacts:
     )
     def _put(self, file: Path, url: str) -> None:
         self._filesystem.put_file(str(file), url)
-
-    def _get(self, url: str, file: Path) -> None:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        self._filesystem.get_file(url, str(file))

@@ -4,7 +4,6 @@
     ├── InvalidRequest        422   the request cannot be carried out as it is
     │   ├── MalformedBody     400   not JSON
     │   └── BodyTooLarge      413
-    ├── NotAllowed            403
     ├── NotFound              404   no such evaluation, execution or sample
     ├── Conflict              409   the state forbids it, or the idempotency key means another spec
     │   └── Again             409   to the queue: deliver it again
@@ -40,11 +39,6 @@ class MalformedBody(InvalidRequest):
 class BodyTooLarge(InvalidRequest):
     status = 413
     title = "Body too large"
-
-
-class NotAllowed(ProctorError):
-    status = 403
-    title = "Not allowed"
 
 
 class NotFound(ProctorError):
