@@ -17,6 +17,8 @@ from tenacity import (
     wait_random_exponential,
 )
 
+from app.database.session import refuse_held_session
+
 SHIP_PATIENCE = 60
 """Seconds for which a file's upload is tried again. Ours."""
 
@@ -35,6 +37,7 @@ class Artifacts:
 
     async def ship(self, file: Path, url: str) -> None:
         """Copies a local file to `url`; a later copy replaces an earlier one."""
+        refuse_held_session(f"upload {file.name}")
         await asyncio.to_thread(self._put, file, url)
 
     @retry(

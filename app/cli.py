@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 
 import typer
 
-from app.errors import DatabaseUnavailable, ProctorError
+from app.errors import DatabaseRefused, DatabaseUnavailable, ProctorError
 
 if TYPE_CHECKING:
     from app.client import Client, Json
@@ -49,7 +49,8 @@ def main() -> None:
 def _exit_code(error: ProctorError) -> int:
     from app.client import Unreachable
 
-    return 3 if isinstance(error, Unreachable | DatabaseUnavailable) else 2
+    unreachable = isinstance(error, Unreachable | DatabaseUnavailable) and not isinstance(error, DatabaseRefused)
+    return 3 if unreachable else 2
 
 
 def _say(message: str) -> None:
@@ -331,23 +332,22 @@ def migrate() -> None:
     """Bring the database's tables to this version's."""
     from sqlalchemy.exc import DBAPIError
 
+    from app.database.failures import describe, is_transient, refusal
     from app.database.migrate import migrate
     from app.settings import load
 
     settings = load()
     try:
         before, after = migrate(settings)
-    except OSError as error:
-        raise _no_database(str(error) or type(error).__name__) from error
-    except DBAPIError as error:
-        if error.statement is None:
-            raise _no_database(str(error.orig)) from error
-        raise ProctorError(f"The migration failed: {error.orig}") from error
+    except Exception as error:
+        if reason := refusal(error):
+            raise DatabaseRefused(f"The database refused: {reason} It is the {settings.database}.") from error
+        if is_transient(error):
+            raise DatabaseUnavailable(f"There is no {settings.database}: {describe(error)}") from error
+        if isinstance(error, DBAPIError):
+            raise ProctorError(f"The migration failed: {describe(error)}") from error
+        raise
     print(f"{before or 'empty'} → {after}")
-
-
-def _no_database(reason: str) -> DatabaseUnavailable:
-    return DatabaseUnavailable(f"No connection to the database: {reason}. See PROCTOR_DATABASE_URL.")
 
 
 @app.command()

@@ -8,6 +8,8 @@
     ├── Conflict              409   the state forbids it, or the idempotency key means another spec
     │   └── Again             409   to the queue: deliver it again
     ├── DatabaseUnavailable   503   no answer for as long as the caller's patience
+    │   └── DatabaseRefused   503   an answer, but no: the login, a privilege, the schema; the service does not start
+    ├── SessionHeld           500   a mistake of ours: something slow was to begin while a database session was open
     └── SettingsError               the service does not start
 
 One handler (`app.main`) renders them as ``application/problem+json`` (RFC 9457). A message says what happened, to what,
@@ -58,6 +60,18 @@ class Again(Conflict):
 class DatabaseUnavailable(ProctorError):
     status = 503
     title = "Database unavailable"
+
+
+class DatabaseRefused(DatabaseUnavailable):
+    """No retry helps; a person must. The message says what to do."""
+
+    title = "Database refused"
+
+
+class SessionHeld(ProctorError):
+    """The message names who holds the session, and what was to begin."""
+
+    title = "Session held"
 
 
 class SettingsError(ProctorError):

@@ -8,8 +8,10 @@ import structlog
 from fastapi import FastAPI
 
 from app.artifacts import Artifacts
+from app.database import preflight
 from app.database.engine import open_engine
-from app.database.session import Database
+from app.database.session import Database, refuse_held_session
+from app.errors import DatabaseRefused, DatabaseUnavailable
 from app.evaluations.read import Reader
 from app.evaluations.submit import Submissions
 from app.execution import Executor
@@ -33,7 +35,11 @@ def create_app(settings: Settings) -> FastAPI:
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[State]:
         async with open_services(settings) as services:
-            log.info("ready", worker=settings.worker, **budget(settings))
+            try:
+                await first_look(services)
+            except DatabaseRefused as refusal:
+                app.state.refused = refusal
+                raise
             yield {"services": services}
 
     app = FastAPI(
@@ -42,6 +48,7 @@ def create_app(settings: Settings) -> FastAPI:
         lifespan=lifespan,
         version="0.1.0",
     )
+    app.state.refused = None
     problems.install(app)
     app.add_middleware(problems.BodyLimit, limit=settings.max_body)
     for router in (evaluations.router, tasks.router, health.router):
@@ -54,8 +61,8 @@ async def open_services(settings: Settings) -> AsyncIterator[Services]:
     async with AsyncExitStack() as stack:
         engine = await stack.enter_async_context(open_engine(settings))
         queue = await stack.enter_async_context(open_queue(settings))
-        supervisor = await stack.enter_async_context(Supervisor(children_environment()))
-        database = Database(engine, settings.database_patience)
+        supervisor = await stack.enter_async_context(Supervisor(children_environment(), refuse_held_session))
+        database = Database(engine, settings)
         ledger = Ledger(database, lease=settings.lease, worker=settings.worker, revision=settings.revision)
         executor = Executor(
             ledger=ledger,
@@ -76,6 +83,16 @@ async def open_services(settings: Settings) -> AsyncIterator[Services]:
         )
 
 
-def budget(settings: Settings) -> dict[str, int]:
-    """What one worker may use at most: to be multiplied by the instances and held against the database's limit."""
-    return {"connections": settings.pool_size + settings.max_overflow}
+async def first_look(services: Services) -> None:
+    """Raises `DatabaseRefused`: no retry would help, so the service does not start. A database that is down makes it not
+    ready, not dead: it may be back before the next push."""
+    settings = services.settings
+    try:
+        found = await preflight.look(services.database)
+    except DatabaseRefused:
+        raise
+    except DatabaseUnavailable as error:
+        log.warning("the database is not there yet", database=settings.database, reason=str(error))
+    else:
+        preflight.tell_budget(settings, found)
+    log.info("serving", worker=settings.worker, revision=settings.revision)

@@ -21,6 +21,7 @@ from google.cloud import tasks_v2
 from google.cloud.tasks_v2.services.cloud_tasks.transports import CloudTasksGrpcAsyncIOTransport
 from google.protobuf.duration_pb2 import Duration
 
+from app.database.session import refuse_held_session
 from app.errors import SettingsError
 from app.ledger import Enqueue, Ledger
 from app.settings import Settings
@@ -54,6 +55,7 @@ class Queue:
 
     async def create(self, task: Enqueue) -> None:
         """Raises what the service answers, except that a name in use is as good as created."""
+        refuse_held_session(f"create a Cloud Task for {task.execution_id}")
         request = tasks_v2.CreateTaskRequest(parent=self._settings.queue, task=self._task(task))
         async with self._limit:
             try:

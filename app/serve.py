@@ -1,6 +1,7 @@
 """The service as a process: uvicorn around the application."""
 
 import asyncio
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from socket import socket
@@ -29,10 +30,16 @@ def config(app: FastAPI, settings: Settings) -> uvicorn.Config:
 
 
 def serve() -> None:
-    """Runs until SIGTERM or SIGINT. Raises `SettingsError` before anything is started."""
+    """Runs until SIGTERM or SIGINT. Raises `SettingsError` before anything is started, and `DatabaseRefused` when the
+    database is one that the service cannot work with."""
     settings = load()
     configure_logging(settings)
-    uvicorn.Server(config(create_app(settings), settings)).run()
+    app = create_app(settings)
+    uvicorn_log = logging.getLogger("uvicorn.error")
+    uvicorn_log.addFilter(lambda _: app.state.refused is None)  # it would tell in a traceback what one line says
+    uvicorn.Server(config(app, settings)).run()
+    if app.state.refused:
+        raise app.state.refused
 
 
 class InnerServer(uvicorn.Server):

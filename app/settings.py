@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 from urllib.parse import urlsplit
 
-from pydantic import AliasChoices, Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic import AliasChoices, Field, SecretStr, ValidationError, ValidationInfo, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from app.errors import SettingsError
@@ -18,6 +18,8 @@ from app.errors import SettingsError
 PREFIX = "PROCTOR_"
 
 Seconds = Annotated[float, Field(gt=0)]
+INSTANCE_NAME = r"^projects/[^/\s]+/locations/[^/\s]+/clusters/[^/\s]+/instances/[^/\s]+$"
+ENDPOINT = r"^[^/:\s]+:\d+$"
 QUEUE_NAME = r"^projects/[^/]+/locations/[^/]+/queues/[A-Za-z0-9-]{1,100}$"
 
 
@@ -27,40 +29,90 @@ class Settings(BaseSettings):
     )
 
     # The database -----------------------------------------------------------------------------------------------------
-    database_url: SecretStr = Field(
-        description="Any Postgres 15 or later: `postgresql://user:password@host:port/name`. Required.",
+    database_url: SecretStr | None = Field(
+        default=None,
+        description="Any Postgres 15 or later: `postgresql://user:password@host:port/name`. Either this or"
+        " alloydb_instance is required.",
+    )
+    alloydb_instance: str | None = Field(
+        default=None,
+        validate_default=True,
+        pattern=INSTANCE_NAME,
+        description="AlloyDB, through Google's connector: `projects/…/locations/…/clusters/…/instances/…`.",
+    )
+    alloydb_user: str | None = Field(
+        default=None,
+        validate_default=True,
+        description="Database user. With IAM: the service account's e-mail without `.gserviceaccount.com`.",
+    )
+    alloydb_password: SecretStr | None = Field(
+        default=None, description="The user's password. Unset: IAM, with the worker's own Google credentials."
+    )
+    alloydb_database: str = Field(default="proctor", description="Name of the database in the instance.")
+    alloydb_ip_type: Literal["PRIVATE", "PUBLIC", "PSC"] = Field(
+        default="PRIVATE", description="Which of the instance's addresses: PRIVATE, PUBLIC or PSC."
+    )
+    alloydb_endpoint: str | None = Field(
+        default=None,
+        pattern=ENDPOINT,
+        description="host:port of another AlloyDB Admin API: a private endpoint, or a stand-in. Unset: Google's.",
     )
     pool_recycle: Seconds = Field(
         default=180,
         description="A pooled connection is replaced past this age (seconds). Idle ones are dropped silently after about 600"
-        " by AlloyDB's and Cloud Run's network; 900, as before the fix, comes too late. Source: the story.",
+        " by Cloud Run's network and VPC connection tracking; 900, as before the fix, comes too late. Source: the story.",
     )
     pool_pre_ping: bool = Field(
-        default=True, description="Ask a pooled connection for a sign of life before use. Source: the story."
+        default=True,
+        description="Ask a pooled connection for a sign of life before use: one round trip, and no dead connection reaches"
+        " a caller. Source: the story.",
     )
-    pool_size: int = Field(default=5, ge=1, description="Connections kept open. Source: the story.")
+    pool_size: int = Field(
+        default=5,
+        ge=1,
+        description="Connections kept for the next caller. Sessions last milliseconds, so five serve fifteen pushes."
+        " Source: the story.",
+    )
     max_overflow: int = Field(
         default=10,
         ge=0,
-        description="Connections beyond pool_size; with it 15, as many as one instance's pushes. Source: the story.",
+        description="Connections beyond pool_size, closed after use; with it 15, as many as one instance's pushes, so that"
+        " none ever waits for another. Source: the story.",
     )
     pool_timeout: Seconds = Field(
-        default=30, description="Wait for a free connection (seconds) before giving up. Source: the story."
+        default=30,
+        description="Wait for a free connection (seconds): longer than any statement may hold one (statement_timeout)."
+        " Source: the story.",
     )
     connect_timeout: Seconds = Field(
-        default=10, description="Opening a connection, TLS and login included (seconds). Ours: ten times a slow one."
+        default=10,
+        description="Opening a connection (seconds): the Admin API, TLS and login together. Ours: ten times a slow one.",
     )
     ping_timeout: Seconds = Field(
-        default=2, description="A connection that does not answer its ping for so long (seconds) is replaced. Ours."
+        default=2,
+        description="A connection that does not answer its ping for so long (seconds) is replaced. Ours: a hundred times a"
+        " slow round trip, and a delay that no caller minds.",
+    )
+    socket_timeout: Seconds = Field(
+        default=10,
+        description="Data that the server's TCP does not acknowledge for so long (seconds) breaks the connection"
+        " (TCP_USER_TIMEOUT; the kernel's own limit is about 900). Ours: below statement_timeout, so that a statement sent"
+        " into a black hole is sent again sooner.",
     )
     statement_timeout: Seconds = Field(
         default=30,
-        description="One statement, seen from the client (seconds); the server stops at 9/10 of it. Shorter than the lease,"
-        " or a take-over could wait past it. Ours.",
+        description="One statement or one transaction, seen from the client (seconds); the server stops at 9/10 of it."
+        " Shorter than the lease, or a take-over could wait past it. Ours.",
     )
     database_patience: Seconds = Field(
         default=90,
         description="How long idempotent work is tried again (seconds): a failover of 60 s is ridden out. Ours.",
+    )
+    max_instances: int = Field(
+        default=1,
+        ge=1,
+        description="Workers that may run at once, as service.yaml's maxScale: at start-up it is multiplied by 15"
+        " connections (pool_size + max_overflow) and held against the database's max_connections.",
     )
 
     # The queue --------------------------------------------------------------------------------------------------------
@@ -71,7 +123,7 @@ class Settings(BaseSettings):
     )
     queue_endpoint: str | None = Field(
         default=None,
-        pattern=r"^[^/:]+:\d+$",
+        pattern=ENDPOINT,
         description="host:port of a Cloud Tasks emulator, spoken to without TLS. Unset: the real service.",
     )
     queue_service_account: str | None = Field(
@@ -165,10 +217,28 @@ class Settings(BaseSettings):
 
     @field_validator("database_url")
     @classmethod
-    def _postgres(cls, value: SecretStr) -> SecretStr:
+    def _postgres(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is None:
+            return None
         url = urlsplit(value.get_secret_value())
         if url.scheme not in ("postgres", "postgresql", "postgresql+asyncpg") or not url.hostname:
             raise ValueError("must be postgresql://user:password@host:port/name")
+        return value
+
+    @field_validator("alloydb_instance")
+    @classmethod
+    def _one_database(cls, value: str | None, info: ValidationInfo) -> str | None:
+        if value is None and info.data.get("database_url", "wrong") is None:
+            raise ValueError("is required, or else PROCTOR_DATABASE_URL")
+        if value is not None and info.data.get("database_url") is not None:
+            raise ValueError("must not be set together with PROCTOR_DATABASE_URL: which of the two is meant?")
+        return value
+
+    @field_validator("alloydb_user")
+    @classmethod
+    def _some_user(cls, value: str | None, info: ValidationInfo) -> str | None:
+        if value is None and info.data.get("alloydb_instance") is not None:
+            raise ValueError("is required with PROCTOR_ALLOYDB_INSTANCE")
         return value
 
     @field_validator("service_url")
@@ -197,6 +267,20 @@ class Settings(BaseSettings):
             raise ValueError("PROCTOR_DEADLINE_MARGIN must be shorter than PROCTOR_DISPATCH_DEADLINE")
         return self
 
+    @property
+    def connections(self) -> int:
+        """At most so many to the database, from one worker."""
+        return self.pool_size + self.max_overflow
+
+    @property
+    def database(self) -> str:
+        """Which database, in words for people: without its password."""
+        if self.alloydb_instance:
+            return f"database {self.alloydb_database} of {self.alloydb_instance} as {self.alloydb_user}"
+        assert self.database_url is not None
+        url = urlsplit(self.database_url.get_secret_value())
+        return f"database {url.path.lstrip('/')} at {url.hostname}:{url.port or 5432} as {url.username}"
+
 
 def load(**given: Any) -> Settings:
     """The settings that the environment says, `given` before it. Raises `SettingsError` naming every wrong variable.
@@ -219,6 +303,7 @@ def children_environment() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if not name.startswith(PREFIX)}
 
 
+SECRETS = frozenset({"database_url", "alloydb_password"})
 NOT_OURS = frozenset({"PROCTOR_URL"})
 """Variables of the command line client, which is not the service."""
 
@@ -231,5 +316,6 @@ def _sentence(error: Any) -> str:
     name = PREFIX + str(error["loc"][0]).upper().removeprefix(PREFIX)
     if error["type"] == "missing":
         return f"{name}: is required"
-    shown = "" if "database_url" in error["loc"] else f" (it is {error['input']!r})"
+    secret = SECRETS.intersection(error["loc"])
+    shown = "" if secret or error["input"] is None else f" (it is {error['input']!r})"
     return f"{name}: {message[0].lower()}{message[1:]}{shown}"

@@ -1,10 +1,11 @@
-"""Structured logs: JSON in Cloud Logging's fields, or readable lines on a terminal."""
+"""Structured logs: JSON in Cloud Logging's fields, or readable lines on a terminal. Metrics: OpenTelemetry's."""
 
 import logging
 import sys
 from typing import Any
 
 import structlog
+from opentelemetry import metrics
 
 from app.settings import Settings
 
@@ -46,3 +47,8 @@ def _cloud_logging(_: Any, __: str, event: dict[str, Any]) -> dict[str, Any]:
     event["severity"] = str(event.pop("level", "info")).upper()
     event["message"] = event.pop("event", "")
     return event
+
+
+def meter() -> metrics.Meter:
+    """Of the process's meter provider; without one its instruments cost nothing and keep nothing."""
+    return metrics.get_meter("proctor")

@@ -4,9 +4,8 @@ import asyncio
 
 from alembic import context
 from sqlalchemy import Connection
-from sqlalchemy.ext.asyncio import create_async_engine
 
-from app.database.engine import database_url
+from app.database.engine import open_engine
 from app.database.tables import metadata
 from app.settings import load
 
@@ -18,10 +17,10 @@ def run(connection: Connection) -> None:
 
 
 async def run_alone() -> None:
-    engine = create_async_engine(database_url(load()))
-    async with engine.begin() as connection:
-        await connection.run_sync(run)
-    await engine.dispose()
+    async with open_engine(load()) as engine, engine.connect() as connection:
+        await connection.execution_options(isolation_level="READ COMMITTED")
+        async with connection.begin():
+            await connection.run_sync(run)
 
 
 if (given := context.config.attributes.get("connection")) is not None:

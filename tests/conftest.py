@@ -103,7 +103,7 @@ async def engine(settings: Settings) -> AsyncIterator[AsyncEngine]:
 
 @pytest.fixture
 def database(engine: AsyncEngine, settings: Settings) -> Database:
-    return Database(engine, settings.database_patience)
+    return Database(engine, settings)
 
 
 @pytest.fixture

@@ -7,6 +7,7 @@ from app.errors import SettingsError
 from app.settings import Settings, children_environment, load
 
 URL = "postgresql://user:secret@127.0.0.1/proctor"
+INSTANCE = "projects/p/locations/us-central1/clusters/c/instances/i"
 
 
 @pytest.mark.parametrize(
@@ -40,7 +41,11 @@ def test_all_wrong_variables_are_named_at_once(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setenv("PROCTOR_LOG_LEVEL", "loud")
     with pytest.raises(SettingsError) as refused:
         load()
-    for name in ("PROCTOR_POOL_SIZE", "PROCTOR_LOG_LEVEL", "PROCTOR_DATABASE_URL: is required"):
+    for name in (
+        "PROCTOR_POOL_SIZE",
+        "PROCTOR_LOG_LEVEL",
+        "PROCTOR_ALLOYDB_INSTANCE: is required, or else PROCTOR_DATABASE_URL",
+    ):
         assert name in str(refused.value)
 
 
@@ -51,6 +56,38 @@ def test_a_database_url_that_is_wrong_is_not_repeated(monkeypatch: pytest.Monkey
     assert "PROCTOR_DATABASE_URL" in str(refused.value)
     assert "secret" not in str(refused.value)
     assert "secret" not in repr(load(database_url=URL))
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ({"ALLOYDB_INSTANCE": "projects/p/instances/i"}, "PROCTOR_ALLOYDB_INSTANCE: string should match pattern"),
+        ({"ALLOYDB_INSTANCE": INSTANCE}, "PROCTOR_ALLOYDB_USER: is required with PROCTOR_ALLOYDB_INSTANCE"),
+        ({"ALLOYDB_INSTANCE": INSTANCE, "DATABASE_URL": URL}, "must not be set together with PROCTOR_DATABASE_URL"),
+        (
+            {"ALLOYDB_INSTANCE": INSTANCE, "ALLOYDB_USER": "u", "ALLOYDB_IP_TYPE": "LOCAL"},
+            "'PRIVATE', 'PUBLIC' or 'PSC'",
+        ),
+        ({"ALLOYDB_INSTANCE": INSTANCE, "ALLOYDB_USER": "u", "ALLOYDB_ENDPOINT": "host"}, "PROCTOR_ALLOYDB_ENDPOINT"),
+        ({}, "PROCTOR_ALLOYDB_INSTANCE: is required, or else PROCTOR_DATABASE_URL"),
+    ],
+)
+def test_there_is_one_database_and_it_is_whole(
+    monkeypatch: pytest.MonkeyPatch, given: dict[str, str], says: str
+) -> None:
+    for name, value in given.items():
+        monkeypatch.setenv(f"PROCTOR_{name}", value)
+    with pytest.raises(SettingsError) as refused:
+        load()
+    assert says in str(refused.value)
+    assert "secret" not in str(refused.value)
+
+
+def test_the_database_is_named_without_its_password() -> None:
+    assert load(database_url=URL).database == "database proctor at 127.0.0.1:5432 as user"
+    settings = load(alloydb_instance=INSTANCE, alloydb_user="worker", alloydb_password="secret")  # noqa: S106
+    assert settings.database == f"database proctor of {INSTANCE} as worker"
+    assert "secret" not in repr(settings)
 
 
 def test_the_pool_is_the_story_s() -> None:

@@ -1,68 +1,96 @@
 """The engine: a pool whose strategy fits the infrastructure, not the application's hopes.
 
 Connections that sit idle are dropped silently after about ten minutes on the way to AlloyDB; so none lives past
-``pool_recycle`` (180 s), each is pinged before use, and no ping, statement or connect may wait for ever.
+``pool_recycle`` (180 s), each is pinged before use, and no ping, statement, connect or close may wait for ever.
 """
 
 import asyncio
 import json
 import re
-import ssl
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
 import asyncpg
-from sqlalchemy import URL, make_url
+from sqlalchemy import ExceptionContext, event
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from sqlalchemy.util import await_only
 
+from app.database.connect import open_connector
+from app.database.failures import state_of, this_server_is_gone
 from app.settings import Settings
 
 _UNSTORABLE = re.compile("[\x00\ud800-\udfff]")
-_NO_ANSWER = (OSError, ssl.SSLError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError)
+_NO_ANSWER = (OSError, asyncpg.PostgresError, asyncpg.InterfaceError)  # OSError: time-outs and TLS among it
 
 
 @asynccontextmanager
-async def open_engine(settings: Settings) -> AsyncIterator[AsyncEngine]:
-    """The engine for these settings, disposed of at the end. Opening it connects to nothing yet."""
-    engine = create_async_engine(
-        database_url(settings),
-        # autocommit: a ping and a statement are one round trip each; transactions ask for READ COMMITTED
-        isolation_level="AUTOCOMMIT",
-        json_serializer=to_json,
-        pool_recycle=settings.pool_recycle,
-        pool_pre_ping=settings.pool_pre_ping,
-        pool_size=settings.pool_size,
-        max_overflow=settings.max_overflow,
-        pool_timeout=settings.pool_timeout,
-        connect_args={
-            "timeout": settings.connect_timeout,
-            "command_timeout": settings.statement_timeout,
-            "server_settings": server_settings(settings),
-        },
-    )
-    bound_ping(engine, settings.ping_timeout)
-    try:
-        yield engine
-    finally:
-        await asyncio.shield(engine.dispose())
+async def open_engine(settings: Settings, *, lifo: bool = True) -> AsyncIterator[AsyncEngine]:
+    """The engine for these settings, disposed of at the end. Opening it connects to nothing yet.
+
+    `lifo`: the connection used last is used next, so that under little work the others fall idle and the server ends
+    them; a queue would keep all of them just young enough. Measured by ``python -m tests.benchmarks pool``.
+    """
+    async with open_connector(settings) as connect:
+        engine = create_async_engine(
+            "postgresql+asyncpg://",
+            async_creator=connect,
+            # autocommit: a ping and a statement are one round trip each; transactions ask for READ COMMITTED
+            isolation_level="AUTOCOMMIT",
+            json_serializer=to_json,
+            pool_recycle=settings.pool_recycle,
+            pool_pre_ping=settings.pool_pre_ping,
+            pool_size=settings.pool_size,
+            max_overflow=settings.max_overflow,
+            pool_timeout=settings.pool_timeout,
+            pool_use_lifo=lifo,
+        )
+        bound_ping(engine, settings.ping_timeout)
+        close_at_once(engine)
+        notice_dead_servers(engine)
+        try:
+            yield engine
+        finally:
+            await asyncio.shield(engine.dispose())
 
 
-def database_url(settings: Settings) -> URL:
-    return make_url(settings.database_url.get_secret_value()).set(drivername="postgresql+asyncpg")
+def bound_ping(engine: AsyncEngine, timeout: float) -> None:
+    """Replaces the driver's unbounded ping: a connection that stays silent for `timeout` seconds is terminated, and the
+    pool opens another. It then trusts none that is older, so that one silence is waited out, not five in a row."""
+
+    def do_ping(connection: Any) -> bool:
+        raw = connection.driver_connection
+        try:
+            await_only(asyncio.wait_for(raw.fetchrow(";"), timeout))
+        except _NO_ANSWER:
+            raw.terminate()
+            return False
+        return True
+
+    engine.dialect.do_ping = do_ping  # type: ignore[method-assign,assignment]  # the dialect is this engine's own
 
 
-def server_settings(settings: Settings) -> dict[str, str]:
-    """What the server itself shall enforce: it stops a statement before the client gives up on it (9/10), because a
-    client's cancellation does not reach it through direct TLS; and READ COMMITTED, whatever the server's default is."""
-    limit = str(int(settings.statement_timeout * 900))
-    return {
-        "application_name": f"proctor {settings.worker}"[:63],
-        "statement_timeout": limit,
-        "idle_in_transaction_session_timeout": limit,
-        "default_transaction_isolation": "read committed",
-    }
+def close_at_once(engine: AsyncEngine) -> None:
+    """Closes connections without a farewell: the driver waits for the other side to close too, 2 s when it recycles a
+    connection and for ever when it returns one too many, which is what a black hole takes. The server sees the
+    end of the stream all the same, and ends the session."""
+
+    def do_close(connection: Any) -> None:
+        connection.driver_connection.terminate()
+
+    engine.dialect.do_close = do_close  # type: ignore[method-assign,assignment]  # this engine's own, too
+    engine.dialect.do_terminate = do_close  # type: ignore[method-assign,assignment]
+
+
+def notice_dead_servers(engine: AsyncEngine) -> None:
+    """A server that shuts down, or is read-only after a failover, still answers pings: what it says counts as a
+    disconnect, for all connections of the pool."""
+
+    def look(context: ExceptionContext) -> None:
+        if this_server_is_gone(state_of(context.original_exception)):
+            context.is_disconnect = True
+
+    event.listen(engine.sync_engine, "handle_error", look)
 
 
 def to_json(value: Any) -> str:
@@ -79,19 +107,3 @@ def _storable(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_storable(v) for v in value]
     return value
-
-
-def bound_ping(engine: AsyncEngine, timeout: float) -> None:
-    """Replaces the driver's unbounded ping: a connection that stays silent for `timeout` seconds is terminated (a
-    graceful close would wait two more), and the pool opens another."""
-
-    def do_ping(connection: Any) -> bool:
-        raw = connection.driver_connection
-        try:
-            await_only(asyncio.wait_for(raw.fetchrow(";"), timeout))
-        except _NO_ANSWER:
-            raw.terminate()
-            return False
-        return True
-
-    engine.dialect.do_ping = do_ping  # type: ignore[method-assign,assignment]  # the dialect is this engine's own

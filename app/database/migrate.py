@@ -9,13 +9,14 @@ from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, text
-from sqlalchemy.ext.asyncio import create_async_engine
 
-from app.database.engine import database_url
+from app.database.engine import open_engine
 from app.settings import Settings
 
 PROJECT = Path(__file__).parents[2]
 LOCK = 0x50524F43  # "PROC": one migration at a time, whoever starts it
+STATEMENT_TIMEOUT = 600
+"""Seconds for one statement of a migration, and for waiting until another migration is over. Ours."""
 
 
 def config() -> Config:
@@ -28,6 +29,12 @@ def newest_revision() -> str:
     return ScriptDirectory.from_config(config()).get_current_head() or ""
 
 
+@functools.cache
+def revisions() -> frozenset[str]:
+    """All that this version knows."""
+    return frozenset(script.revision for script in ScriptDirectory.from_config(config()).walk_revisions())
+
+
 def migrate(settings: Settings, revision: str = "head") -> tuple[str, str]:
     """Upgrades to `revision`; returns the revisions before and after (empty: no tables yet). Safe to run twice, at once
     too: the second waits for the first."""
@@ -35,12 +42,11 @@ def migrate(settings: Settings, revision: str = "head") -> tuple[str, str]:
 
 
 async def migrate_async(settings: Settings, revision: str = "head") -> tuple[str, str]:
-    engine = create_async_engine(database_url(settings), connect_args={"timeout": settings.connect_timeout})
-    try:
-        async with engine.begin() as connection:
+    unhurried = settings.model_copy(update={"statement_timeout": STATEMENT_TIMEOUT})
+    async with open_engine(unhurried) as engine, engine.connect() as connection:
+        await connection.execution_options(isolation_level="READ COMMITTED")
+        async with connection.begin():
             return await connection.run_sync(_upgrade, revision)
-    finally:
-        await engine.dispose()
 
 
 def _upgrade(connection: Connection, revision: str) -> tuple[str, str]:

@@ -1,38 +1,55 @@
 """The only way to the database: brief sessions, one statement or one short transaction each.
 
-No session is held while anything slow happens. All work that comes here is idempotent or fenced, so whatever fails for
-the connection's sake (dropped, timed out, its COMMIT's reply lost) is simply done again, until the caller's patience ends.
+No session is held while anything slow happens: whoever tries is told so. All work that comes here is idempotent or fenced,
+so whatever fails for the connection's sake (dropped, timed out, its COMMIT's reply lost) is simply done again, until the
+caller's patience ends.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+import time
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any, TypeVar
 
-import asyncpg
 import structlog
+from opentelemetry.metrics import Meter
 from sqlalchemy import Executable, Row
-from sqlalchemy.exc import DBAPIError
-from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception, stop_after_delay, wait_random_exponential
 
-from app.errors import DatabaseUnavailable
+from app.database.failures import describe, is_transient, refusal
+from app.database.stacks import stack_of
+from app.errors import DatabaseRefused, DatabaseUnavailable, SessionHeld
+from app.settings import Settings
+from app.telemetry import meter
+
+LONG = 1.0
+"""Seconds after which a session that is still held is logged, with what it waits for. The issue's number; a usual one
+lasts some milliseconds."""
+
+SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30)
+"""Bounds of the histogram."""
 
 T = TypeVar("T")
+Work = Callable[[AsyncConnection], Awaitable[T]]
 log = structlog.get_logger(__name__)
-
-# Connection gone (08, 57P), server shutting down or starting, read-only after a failover (25006), out of connections or
-# memory for now (53), serialization and deadlock (40001, 40P01), lock or statement out of time (55P03, 57014).
-TRANSIENT_CLASSES = ("08", "53")
-TRANSIENT_STATES = frozenset({"25006", "40001", "40P01", "55P03", "57014", "57P01", "57P02", "57P03", "57P05"})
 
 
 class Database:
-    """Runs statements on `engine`; `patience` is how long (seconds) transient failures are ridden out by default."""
+    """Runs statements on `engine`. A session has `statement_timeout` seconds, and transient failures are ridden out for
+    `database_patience` seconds unless the caller says otherwise. `meters`: where the figures go; by default the process's."""
 
-    def __init__(self, engine: AsyncEngine, patience: float) -> None:
+    def __init__(self, engine: AsyncEngine, settings: Settings, meters: Meter | None = None) -> None:
         self.engine = engine
-        self._patience = patience
+        self._deadline = settings.statement_timeout
+        self._patience = settings.database_patience
+        self._durations = (meters or meter()).create_histogram(
+            "proctor.database.session.duration",
+            unit="s",
+            description="How long database sessions are held, from checkout to return.",
+            explicit_bucket_boundaries_advisory=SECONDS,
+        )
 
     async def run(
         self, statement: Executable, parameters: dict[str, Any] | None = None, *, patience: float | None = None
@@ -43,9 +60,9 @@ class Database:
             result = await connection.execute(statement, parameters)
             return result.all() if result.returns_rows else ()
 
-        return await self._patiently(lambda: self._once(work), patience)
+        return await self._patiently(lambda: self._session(work, _name(statement)), patience)
 
-    async def transaction(self, work: Callable[[AsyncConnection], Awaitable[T]], *, patience: float | None = None) -> T:
+    async def transaction(self, work: Work[T], *, patience: float | None = None) -> T:
         """`work` in one READ COMMITTED transaction. It may run more than once, so it must do nothing but statements."""
 
         async def committed(connection: AsyncConnection) -> T:
@@ -53,17 +70,31 @@ class Database:
             async with connection.begin():
                 return await work(connection)
 
-        return await self._patiently(lambda: self._once(committed), patience)
+        return await self._patiently(lambda: self._session(committed, _place(work)), patience)
 
-    async def _once(self, work: Callable[[AsyncConnection], Awaitable[T]]) -> T:
+    async def _session(self, work: Work[T], by: str) -> T:
+        """One try: a connection, the work on it, and back with it, or out with it if it may still be at work."""
+        refuse_held_session("open another")
         connection = await self.engine.connect()
         try:
-            return await work(connection)
-        except (TimeoutError, asyncio.CancelledError, OSError):
-            await _terminate(connection)  # the server may still be at it: nobody else may get this connection
-            raise
+            with self._held(by):
+                async with asyncio.timeout(self._deadline):
+                    return await _work_or_terminate(work, connection)
         finally:
             await asyncio.shield(connection.close())
+
+    @contextmanager
+    def _held(self, by: str) -> Iterator[None]:
+        hold = _Hold(by)
+        token = _holding.set(hold)
+        watch = asyncio.get_running_loop().call_later(LONG, hold.tell)
+        try:
+            yield
+        finally:
+            watch.cancel()
+            hold.over = True
+            _holding.reset(token)
+            self._durations.record(time.monotonic() - hold.began)
 
     async def _patiently(self, once: Callable[[], Awaitable[T]], patience: float | None) -> T:
         retrying = AsyncRetrying(
@@ -80,39 +111,72 @@ class Database:
             raise AssertionError("tenacity re-raises the last error")
         except Exception as error:
             if is_transient(error):
-                raise DatabaseUnavailable(f"The database did not answer: {_reason(error)}") from error
+                raise DatabaseUnavailable(f"The database did not answer: {describe(error)}") from error
+            if reason := refusal(error):
+                raise DatabaseRefused(f"The database refused: {reason}") from error
             raise
 
 
-def is_transient(error: BaseException) -> bool:
-    """Whether the connection or the moment is to blame, so that the same statement may well succeed on another."""
-    if isinstance(error, PoolTimeout | OSError):  # OSError includes TimeoutError, which the driver does not translate
-        return True
-    if isinstance(error, asyncpg.PostgresError):  # while connecting
-        return _state_is_transient(error.sqlstate)
-    if isinstance(error, DBAPIError):
-        return error.connection_invalidated or _state_is_transient(getattr(error.orig, "sqlstate", None))
-    return isinstance(error, asyncpg.InterfaceError)
+class _Hold:
+    """One session while it is held."""
+
+    def __init__(self, by: str) -> None:
+        self.by = by
+        self.began = time.monotonic()
+        self.over = False
+        self._task = asyncio.current_task()
+
+    def tell(self) -> None:
+        log.warning(
+            "a database session is held for long",
+            by=self.by,
+            seconds=round(time.monotonic() - self.began, 3),
+            stack=stack_of(self._task) if self._task else "",
+        )
 
 
-def _state_is_transient(state: str | None) -> bool:
-    return state is not None and (state in TRANSIENT_STATES or state[:2] in TRANSIENT_CLASSES)
+_holding: ContextVar[_Hold | None] = ContextVar("_holding", default=None)
 
 
-def _reason(error: BaseException) -> str:
-    cause = error.orig if isinstance(error, DBAPIError) and error.orig is not None else error
-    return f"{type(cause).__name__}: {cause}".splitlines()[0].removesuffix(": ")
+def refuse_held_session(what: str) -> None:
+    """To be called before anything slow begins: `what`, in words. Raises `SessionHeld` if the caller, or whoever started
+    its task, is inside a database session."""
+    hold = _holding.get()
+    if hold is not None and not hold.over:
+        raise SessionHeld(f"{hold.by} holds a database session and must not {what} before it has returned.")
+
+
+async def _work_or_terminate(work: Work[T], connection: AsyncConnection) -> T:
+    try:
+        return await work(connection)
+    except (OSError, asyncio.CancelledError):  # OSError includes TimeoutError
+        await _terminate(connection)  # the server may still be at it: nobody else may get this connection
+        raise
+
+
+async def _terminate(connection: AsyncConnection) -> None:
+    """Cuts the connection without a word to the server, and takes it out of the pool."""
+    if connection.invalidated:
+        return
+    raw = (await connection.get_raw_connection()).driver_connection
+    if raw is not None:
+        raw.terminate()
+    await connection.invalidate()
+
+
+def _name(statement: Executable) -> str:
+    """The statement's own name, if it brings one in front (`/* ledger.claim */`), else its beginning."""
+    words = str(statement).split()
+    return words[1] if words and words[0] == "/*" else " ".join(words)[:60]
+
+
+def _place(work: Work[Any]) -> str:
+    code = getattr(work, "__code__", None)
+    where = f" ({code.co_filename.rpartition('/')[2]}:{code.co_firstlineno})" if code else ""
+    return f"{getattr(work, '__module__', '')}.{getattr(work, '__qualname__', type(work).__qualname__)}{where}"
 
 
 def _tell(state: RetryCallState) -> None:
     error = state.outcome.exception() if state.outcome else None
     if error is not None:
-        log.warning("database call is tried again", attempt=state.attempt_number, reason=_reason(error))
-
-
-async def _terminate(connection: AsyncConnection) -> None:
-    """Cuts the connection without a word to the server, and takes it out of the pool."""
-    raw = (await connection.get_raw_connection()).driver_connection
-    if raw is not None:
-        raw.terminate()
-    await connection.invalidate()
+        log.warning("database call is tried again", attempt=state.attempt_number, reason=describe(error))

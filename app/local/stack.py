@@ -129,7 +129,7 @@ async def create_queue(settings: Settings, min_backoff: float) -> None:
 async def _forget_the_lost_queue(settings: Settings) -> None:
     """The emulator's tasks ended with the process that held them: what the ledger holds open is due again."""
     async with open_engine(settings) as engine:
-        database = Database(engine, settings.database_patience)
+        database = Database(engine, settings)
         await Ledger(database, lease=settings.lease, worker=settings.worker).all_due()
 
 

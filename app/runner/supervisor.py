@@ -7,7 +7,7 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from itertools import count
@@ -177,11 +177,13 @@ class Child:
 class Supervisor:
     """Keeps a warm forkserver, and starts it again when it has died. One per worker."""
 
-    def __init__(self, environment: Mapping[str, str]) -> None:
+    def __init__(self, environment: Mapping[str, str], before_start: Callable[[str], None] = lambda _: None) -> None:
         """`environment`: the children's. The service's own settings (PROCTOR_…) are left out: evaluations and what they
-        run must not be able to reach the database."""
+        run must not be able to reach the database. `before_start` is told in words what is about to begin, and may raise:
+        a child runs for minutes, and nothing that is short of supply may be held so long."""
         kept = {name: value for name, value in environment.items() if not name.startswith("PROCTOR_")}
         self._environment = kept | _FIXED
+        self._before_start = before_start
         self._starting = anyio.Lock()
         self._forkserver: _Forkserver | None = None
 
@@ -197,6 +199,7 @@ class Supervisor:
     @asynccontextmanager
     async def run(self, job: Job) -> AsyncIterator[Child]:
         """Leaving the block stops the child for sure."""
+        self._before_start(f"run {job.execution_id} in a child")
         output = Path(job.directory, OUTPUT)
         receive, send = os.pipe()
         child = Child(receive, output)

@@ -2,9 +2,8 @@
 
 from fastapi import APIRouter
 from pydantic import BaseModel
-from sqlalchemy import text
 
-from app.database.migrate import newest_revision
+from app.database.preflight import look
 from app.errors import DatabaseUnavailable
 from app.web.problems import ProblemResponse, problem, responses
 from app.web.state import ServicesDep
@@ -24,18 +23,9 @@ async def live() -> Health:
 
 @router.get("/ready", response_model=Health, responses=responses(503))
 async def ready(services: ServicesDep) -> Health | ProblemResponse:
-    """The database answers and has the tables of this version."""
+    """The database answers, lets the service in and has the tables of this version."""
     try:
-        (row,) = await services.database.run(
-            text("SELECT to_regclass('alembic_version') IS NOT NULL AS there"), patience=0
-        )
-        if row.there:
-            (row,) = await services.database.run(text("SELECT version_num FROM alembic_version"), patience=0)
+        await look(services.database)
     except DatabaseUnavailable as error:
         return problem(503, error.title, str(error))
-    current, newest = getattr(row, "version_num", "none"), newest_revision()
-    if current < newest:
-        return problem(
-            503, "Not migrated", f"The database is at revision {current}, not {newest}: run `proctor migrate`."
-        )
     return Health()

@@ -56,7 +56,7 @@ async def service(postgres: str, tmp_path_factory: pytest.TempPathFactory) -> As
             log_level="error",
         )
         async with _serving(settings, listener), open_engine(settings) as engine:
-            ledger = Ledger(Database(engine, 5), lease=60, worker="worker-1")
+            ledger = Ledger(Database(engine, settings), lease=60, worker="worker-1")
             yield Service(f"http://{_address(listener)}", ledger)
 
 

@@ -154,6 +154,7 @@ async def test_everything_at_once_never_deadlocks_and_comes_to_its_end(
 
 async def deadlocks(settings: Settings) -> int:
     """Since the database was made, which is for this test."""
+    assert settings.database_url is not None
     connection = await asyncpg.connect(settings.database_url.get_secret_value())
     try:
         found = "SELECT deadlocks FROM pg_stat_database WHERE datname = current_database()"

@@ -1,0 +1,113 @@
+"""One connection to the database: AlloyDB through Google's connector, or any Postgres by its URL.
+
+Opening it has one deadline for all of it: the Admin API (whose own client tries for longer than anyone waits), TLS, login.
+What it is told on the way bounds the rest of its life, at both ends.
+"""
+
+import asyncio
+import socket
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+import asyncpg
+from sqlalchemy import make_url
+
+from app.errors import DatabaseRefused
+from app.settings import Settings
+
+Connect = Callable[[], Awaitable[Any]]
+"""Opens one asyncpg connection."""
+
+KEEPALIVE = {"TCP_KEEPIDLE": 30, "TCP_KEEPINTVL": 10, "TCP_KEEPCNT": 3}
+"""Seconds, seconds, number: an idle connection is asked for a sign of life after 30 s and given up within 60 s. Ours: far
+below the ten minutes after which the network forgets an idle connection, so that it hardly ever gets there."""
+
+TRIM_AFTER = 60
+"""Seconds past `pool_recycle` after which the server itself ends an idle session, while the way to it still exists: a
+pool closes nothing by itself, and once the network has dropped a connection its server side stays for hours. Ours."""
+
+
+@asynccontextmanager
+async def open_connector(settings: Settings) -> AsyncIterator[Connect]:
+    """How to connect, by these settings. Connects to nothing yet. Raises `DatabaseRefused` without Google credentials."""
+    options = {"command_timeout": settings.statement_timeout, "server_settings": server_settings(settings)}
+    if settings.database_url is not None:
+        dsn = make_url(settings.database_url.get_secret_value()).set(drivername="postgresql")
+        address = dsn.render_as_string(hide_password=False)
+        yield _tuned(lambda: asyncpg.connect(address, **options), settings)
+        return
+    connector = await _alloydb(settings)
+    password = settings.alloydb_password.get_secret_value() if settings.alloydb_password else None
+    login = {"user": settings.alloydb_user, "password": password, "db": settings.alloydb_database}
+    try:
+        yield _tuned(lambda: connector.connect(settings.alloydb_instance, "asyncpg", **login, **options), settings)
+    finally:
+        await connector.close()
+
+
+async def _alloydb(settings: Settings) -> Any:
+    """The connector, refreshing its certificate only when it connects: on Cloud Run a background refresh sleeps with the
+    CPU. Imported here, as it takes half a second that a service on plain Postgres need not spend."""
+    import google.auth
+    from google.auth.exceptions import DefaultCredentialsError
+    from google.cloud.alloydbconnector import AsyncConnector, RefreshStrategy
+
+    try:
+        credentials, _ = await asyncio.to_thread(google.auth.default, scopes=[SCOPE])
+    except DefaultCredentialsError as error:
+        raise DatabaseRefused(
+            "There are no Google credentials for AlloyDB: give the service a service account, or run"
+            " `gcloud auth application-default login`."
+        ) from error
+    return AsyncConnector(
+        credentials=credentials,
+        refresh_strategy=RefreshStrategy.LAZY,
+        ip_type=settings.alloydb_ip_type,
+        enable_iam_auth=settings.alloydb_password is None,
+        user_agent="proctor",
+        alloydb_api_endpoint=settings.alloydb_endpoint or ADMIN_API,
+    )
+
+
+ADMIN_API = "alloydb.googleapis.com"
+SCOPE = "https://www.googleapis.com/auth/cloud-platform"
+
+
+def server_settings(settings: Settings) -> dict[str, str]:
+    """What the server itself shall enforce: it stops a statement before the client gives up on it (9/10), because a
+    client's cancellation does not reach it through direct TLS; and READ COMMITTED, whatever the server's default is."""
+    limit = _milliseconds(settings.statement_timeout * 0.9)
+    return {
+        "application_name": f"proctor {settings.worker}"[:63],
+        "statement_timeout": limit,
+        "idle_in_transaction_session_timeout": limit,
+        "idle_session_timeout": _milliseconds(settings.pool_recycle + TRIM_AFTER),
+        "default_transaction_isolation": "read committed",
+    }
+
+
+def _milliseconds(seconds: float) -> str:
+    return str(int(seconds * 1000))
+
+
+def _tuned(connect: Connect, settings: Settings) -> Connect:
+    async def tuned() -> Any:
+        async with asyncio.timeout(settings.connect_timeout):
+            connection = await connect()
+        tune(connection, settings.socket_timeout)
+        return connection
+
+    return tuned
+
+
+def tune(connection: Any, socket_timeout: float) -> None:
+    """Keepalive for an idle connection, and TCP_USER_TIMEOUT (`socket_timeout` seconds) for one with data under way,
+    which keepalive does not watch. asyncpg offers neither; its transport is the only way to its socket."""
+    sock = connection._transport.get_extra_info("socket")
+    if sock is None or sock.family not in (socket.AF_INET, socket.AF_INET6):
+        return
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for name, value in KEEPALIVE.items():
+        sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(socket_timeout * 1000))

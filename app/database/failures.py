@@ -1,0 +1,95 @@
+"""What a failure to reach the database means: try again, or tell a person what is wrong.
+
+SQLSTATEs are those of the Postgres manual, appendix A. The driver's errors come as they are while a connection is opened,
+and inside SQLAlchemy's afterwards; its time-outs and the network's errors are never translated.
+"""
+
+import asyncpg
+from google.api_core.exceptions import GoogleAPICallError, RetryError
+from google.auth.exceptions import GoogleAuthError
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
+
+_GONE_CLASS = "08"
+_GONE = frozenset(
+    {
+        "25006",  # read-only: a failover made this server the standby, and pings do not show it
+        "57P01",  # it shuts down, or an administrator ended the session
+        "57P02",  # it crashed
+        "57P03",  # it starts or stops, and takes nobody
+        "57P05",  # it ended the session for being idle
+        "25P03",  # it ended the session for being idle in a transaction
+    }
+)
+_FOR_NOW_CLASS = "53"  # out of connections, memory, disk
+_FOR_NOW = frozenset(
+    {
+        "40001",  # serialization
+        "40P01",  # deadlock
+        "55P03",  # lock not available in time
+        "57014",  # statement stopped, for its time was over
+    }
+)
+_REFUSED = {
+    "28P01": "The password is wrong",
+    "28000": "The user may not log in",
+    "3D000": "The database does not exist: CREATE DATABASE makes it",
+    "42501": "The user lacks a privilege: GRANT gives it",
+    "42P01": "A table is missing: run `proctor migrate`",
+    "42703": "A column is missing: run `proctor migrate`",
+}
+_GOOGLE_REFUSED = {
+    400: "The instance's name is not one",
+    401: "Google does not accept the service's credentials",
+    403: "The service account needs the roles alloydb.client and serviceusage.serviceUsageConsumer",
+    404: "There is no such AlloyDB instance: see PROCTOR_ALLOYDB_INSTANCE",
+}
+
+
+def is_transient(error: BaseException) -> bool:
+    """Whether the connection or the moment is to blame, so that the same statement may well succeed on another."""
+    if isinstance(error, PoolTimeout | OSError):  # OSError includes TimeoutError and TLS errors
+        return True
+    if isinstance(error, DBAPIError) and error.connection_invalidated:
+        return True
+    state = state_of(error)
+    if state is not None:
+        return this_server_is_gone(state) or state in _FOR_NOW or state.startswith(_FOR_NOW_CLASS)
+    if isinstance(error, GoogleAPICallError):
+        return error.code not in _GOOGLE_REFUSED
+    if isinstance(error, GoogleAuthError):
+        return bool(error.retryable)
+    return isinstance(error, asyncpg.InterfaceError | RetryError)
+
+
+def refusal(error: BaseException) -> str | None:
+    """Why the database will not serve these settings, however often it is asked, and what to do; None: something else."""
+    reason: str | None = None
+    state = state_of(error)
+    if state is not None:
+        reason = _REFUSED.get(state)
+    elif isinstance(error, GoogleAPICallError):
+        reason = _GOOGLE_REFUSED.get(error.code or 0)
+    elif isinstance(error, GoogleAuthError) and not error.retryable:
+        reason = "Google does not accept the service's credentials"
+    elif type(error).__name__ == "IPTypeNotFoundError":  # the connector's, which need not be installed or loaded
+        reason = "The instance has no address of that kind: see PROCTOR_ALLOYDB_IP_TYPE"
+    return f"{reason} ({describe(error)})." if reason else None
+
+
+def this_server_is_gone(state: str | None) -> bool:
+    """Whether no connection to the server that said so is of any use."""
+    return state is not None and (state in _GONE or state.startswith(_GONE_CLASS))
+
+
+def state_of(error: BaseException) -> str | None:
+    """The SQLSTATE in an error of the driver, or of SQLAlchemy around one."""
+    cause = error.orig if isinstance(error, DBAPIError) else error
+    state = getattr(cause, "sqlstate", None)
+    return state if isinstance(state, str) else None
+
+
+def describe(error: BaseException) -> str:
+    """One line."""
+    cause = error.orig if isinstance(error, DBAPIError) and error.orig is not None else error
+    return f"{type(cause).__name__}: {cause}".splitlines()[0].removesuffix(": ")

@@ -1,0 +1,83 @@
+"""What the service must know of its database before it serves: that it is let in, that the tables are this version's, and
+that there are connections enough for as many workers as may run."""
+
+from dataclasses import dataclass
+
+import structlog
+from sqlalchemy import text
+
+from app.database.migrate import newest_revision, revisions
+from app.database.session import Database
+from app.errors import DatabaseRefused
+from app.settings import Settings
+
+TABLES = ("evaluations", "task_executions", "execution_attempts", "sample_results")
+
+# Postgres keeps some connections back for administrators; `reserved_connections` is new in Postgres 16.
+_LOOK = text("""/* preflight.look */
+SELECT to_regclass('alembic_version') IS NOT NULL AS migrated, current_user AS who,
+       current_setting('max_connections')::int - current_setting('superuser_reserved_connections')::int
+       - coalesce(current_setting('reserved_connections', true), '0')::int AS connections
+""")
+_REVISION = text("/* preflight.revision */ SELECT version_num FROM alembic_version")
+_LACKING = text("""/* preflight.lacking */
+SELECT t || ' ' || p AS privilege
+FROM unnest(CAST(:tables AS text[])) t, unnest(ARRAY['SELECT', 'INSERT', 'UPDATE']) p WHERE NOT has_table_privilege(t, p)
+""")
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """`connections`: how many the database grants to ordinary users."""
+
+    revision: str
+    connections: int
+
+
+async def look(database: Database, *, patience: float = 0) -> Found:
+    """Raises `DatabaseUnavailable` when there is no answer, `DatabaseRefused` when the answer is no: one line that says
+    what is wrong and what to do."""
+    (row,) = await database.run(_LOOK, patience=patience)
+    if not row.migrated:
+        raise DatabaseRefused("The database has no tables yet: run `proctor migrate`.")
+    (version,) = await database.run(_REVISION, patience=patience)
+    _fits(version.version_num)
+    lacking = [r.privilege for r in await database.run(_LACKING, {"tables": list(TABLES)}, patience=patience)]
+    if lacking:
+        raise DatabaseRefused(
+            f"The database user {row.who} lacks {', '.join(lacking)}: GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES"
+            f' IN SCHEMA public TO "{row.who}".'
+        )
+    return Found(version.version_num, row.connections)
+
+
+def _fits(current: str) -> None:
+    newest = newest_revision()
+    if current not in revisions():
+        raise DatabaseRefused(
+            f"The database is at revision {current}, which is newer than this version of Proctor ({newest}): deploy a newer"
+            " version."
+        )
+    if current != newest:
+        raise DatabaseRefused(f"The database is at revision {current}, not {newest}: run `proctor migrate`.")
+
+
+def tell_budget(settings: Settings, found: Found) -> None:
+    """Logs the arithmetic, and warns when it does not work out: the last instances would be turned away."""
+    needed = settings.max_instances * settings.connections
+    figures = {
+        "instances": settings.max_instances,
+        "connections_each": settings.connections,
+        "connections_needed": needed,
+        "connections_granted": found.connections,
+    }
+    if needed <= found.connections:
+        log.info("connection budget", **figures)
+    else:
+        log.warning(
+            "connection budget cannot hold: raise the database's max_connections, or lower maxScale and"
+            " PROCTOR_MAX_INSTANCES",
+            **figures,
+        )
