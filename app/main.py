@@ -11,7 +11,7 @@ from app.artifacts import Artifacts
 from app.database import preflight
 from app.database.engine import open_engine
 from app.database.session import Database, refuse_held_session
-from app.errors import DatabaseRefused, DatabaseUnavailable
+from app.errors import DatabaseRefused, DatabaseUnavailable, SettingsError
 from app.evaluations.read import Reader
 from app.evaluations.submit import Submissions
 from app.execution import Executor
@@ -34,10 +34,11 @@ class State(TypedDict):
 def create_app(settings: Settings) -> FastAPI:
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[State]:
-        async with open_services(settings) as services:
+        async with AsyncExitStack() as stack:
             try:
+                services = await stack.enter_async_context(open_services(settings))
                 await first_look(services)
-            except DatabaseRefused as refusal:
+            except (DatabaseRefused, SettingsError) as refusal:
                 app.state.refused = refusal
                 raise
             yield {"services": services}

@@ -37,9 +37,12 @@ def serve() -> None:
     app = create_app(settings)
     uvicorn_log = logging.getLogger("uvicorn.error")
     uvicorn_log.addFilter(lambda _: app.state.refused is None)  # it would tell in a traceback what one line says
-    uvicorn.Server(config(app, settings)).run()
-    if app.state.refused:
-        raise app.state.refused
+    try:
+        uvicorn.Server(config(app, settings)).run()
+    except SystemExit:
+        if app.state.refused is None:
+            raise
+        raise app.state.refused from None
 
 
 class InnerServer(uvicorn.Server):

@@ -32,11 +32,11 @@ def anyio_backend() -> str:
 def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """One server for all tests of this process, with a migrated template database. Yields the URL of ``postgres``."""
     with open_postgres(tmp_path_factory.mktemp("postgres"), durable=False, options=("max_connections=300",)) as url:
-        asyncio.run(_make_template(url))
+        asyncio.run(make_template(url))
         yield url
 
 
-async def _make_template(url: str) -> None:
+async def make_template(url: str) -> None:
     await _administer(url, f"CREATE DATABASE {TEMPLATE}")
     await migrate_async(load(database_url=of_database(url, TEMPLATE)))
 

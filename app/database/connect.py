@@ -23,9 +23,10 @@ KEEPALIVE = {"TCP_KEEPIDLE": 30, "TCP_KEEPINTVL": 10, "TCP_KEEPCNT": 3}
 """Seconds, seconds, number: an idle connection is asked for a sign of life after 30 s and given up within 60 s. Ours: far
 below the ten minutes after which the network forgets an idle connection, so that it hardly ever gets there."""
 
-TRIM_AFTER = 60
-"""Seconds past `pool_recycle` after which the server itself ends an idle session, while the way to it still exists: a
-pool closes nothing by itself, and once the network has dropped a connection its server side stays for hours. Ours."""
+TRIM_AT = 4 / 3
+"""Part of `pool_recycle` after which the server itself ends an idle session (240 s): past its use, and while the way to it
+still exists. A pool closes nothing by itself, and once the network has dropped a connection its server side stays for
+hours. Ours."""
 
 
 @asynccontextmanager
@@ -82,7 +83,7 @@ def server_settings(settings: Settings) -> dict[str, str]:
         "application_name": f"proctor {settings.worker}"[:63],
         "statement_timeout": limit,
         "idle_in_transaction_session_timeout": limit,
-        "idle_session_timeout": _milliseconds(settings.pool_recycle + TRIM_AFTER),
+        "idle_session_timeout": _milliseconds(settings.pool_recycle * TRIM_AT),
         "default_transaction_isolation": "read committed",
     }
 

@@ -6,7 +6,7 @@ and inside SQLAlchemy's afterwards; its time-outs and the network's errors are n
 
 import asyncpg
 from google.api_core.exceptions import GoogleAPICallError, RetryError
-from google.auth.exceptions import GoogleAuthError
+from google.auth.exceptions import GoogleAuthError, TransportError
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
@@ -58,7 +58,9 @@ def is_transient(error: BaseException) -> bool:
     if isinstance(error, GoogleAPICallError):
         return error.code not in _GOOGLE_REFUSED
     if isinstance(error, GoogleAuthError):
-        return bool(error.retryable)
+        return _is_no_answer(error)
+    if isinstance(error, asyncpg.ClientConfigurationError):  # an InterfaceError by its class
+        return False
     return isinstance(error, asyncpg.InterfaceError | RetryError)
 
 
@@ -70,11 +72,18 @@ def refusal(error: BaseException) -> str | None:
         reason = _REFUSED.get(state)
     elif isinstance(error, GoogleAPICallError):
         reason = _GOOGLE_REFUSED.get(error.code or 0)
-    elif isinstance(error, GoogleAuthError) and not error.retryable:
+    elif isinstance(error, GoogleAuthError) and not _is_no_answer(error):
         reason = "Google does not accept the service's credentials"
+    elif isinstance(error, asyncpg.ClientConfigurationError):
+        reason = "The driver does not take the options in PROCTOR_DATABASE_URL"
     elif type(error).__name__ == "IPTypeNotFoundError":  # the connector's, which need not be installed or loaded
         reason = "The instance has no address of that kind: see PROCTOR_ALLOYDB_IP_TYPE"
     return f"{reason} ({describe(error)})." if reason else None
+
+
+def _is_no_answer(error: GoogleAuthError) -> bool:
+    """No token for now. `retryable` does not say so where the token's (or the metadata) server was not reached at all."""
+    return bool(error.retryable) or isinstance(error, TransportError) or isinstance(error.__cause__, TransportError)
 
 
 def this_server_is_gone(state: str | None) -> bool:

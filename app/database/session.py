@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 import structlog
 from opentelemetry.metrics import Meter
-from sqlalchemy import Executable, Row
+from sqlalchemy import Executable, Row, TextClause
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception, stop_after_delay, wait_random_exponential
 
@@ -165,9 +165,10 @@ async def _terminate(connection: AsyncConnection) -> None:
 
 
 def _name(statement: Executable) -> str:
-    """The statement's own name, if it brings one in front (`/* ledger.claim */`), else its beginning."""
-    words = str(statement).split()
-    return words[1] if words and words[0] == "/*" else " ".join(words)[:60]
+    """The statement's own name, if it brings one in front (`/* ledger.claim */`), else its beginning. To compile anything
+    but text for it would cost more than the statement."""
+    beginning = statement.text[:80].split() if isinstance(statement, TextClause) else [type(statement).__name__]
+    return beginning[1] if beginning[0] == "/*" else " ".join(beginning)
 
 
 def _place(work: Work[Any]) -> str:

@@ -1,31 +1,49 @@
-"""`python -m tests.benchmarks [NAME …] [--quick] [--json]`"""
+"""`python -m tests.benchmarks [NAME …] [--quick] [--json]`
+
+Ends with 1 if a goal was not met. JSON: one object if one benchmark is named, a list of them otherwise.
+"""
 
 import argparse
 import asyncio
-import json
+import logging
+import os
+import sys
+from collections.abc import Callable, Coroutine
+from typing import Any
 
-from tests.benchmarks import at_once
-
-BENCHMARKS = {"at_once": at_once.measure}
+import structlog
 
 
-def main() -> None:
+from tests.benchmarks import at_once, budget, idle_drop, pool
+from tests.report import Report, as_json, show
+
+BENCHMARKS: dict[str, Callable[[bool], Coroutine[Any, Any, Report]]] = {
+    "at_once": at_once.measure,
+    "idle_drop": idle_drop.measure,
+    "pool": pool.measure,
+    "budget": budget.measure,
+}
+"""Each takes `quick`: show that it runs, not what it costs."""
+
+
+def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks", description=__doc__)
-    parser.add_argument("names", nargs="*", help="default: all")
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(BENCHMARKS)}; default: all")
     parser.add_argument("--quick", action="store_true", help="shows that it runs, not what it costs")
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
     if unknown := set(arguments.names) - set(BENCHMARKS):
         parser.error(f"there is no benchmark {', '.join(sorted(unknown))}; there are: {', '.join(BENCHMARKS)}")
-    figures = {name: asyncio.run(BENCHMARKS[name](arguments.quick)) for name in arguments.names or BENCHMARKS}
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR))
+    reports = []
+    for name in arguments.names or BENCHMARKS:
+        reports.append(asyncio.run(BENCHMARKS[name](arguments.quick)))
+        if not arguments.json:
+            show(reports[-1])
     if arguments.json:
-        print(json.dumps(figures, indent=2))
-        return
-    for name, lines in figures.items():
-        print(name)
-        for what, value in lines.items():
-            print(f"  {what:58} {value:>10,.2f}")
+        print(as_json(reports[0] if len(arguments.names) == 1 else reports))
+    return 0 if all(report.met for report in reports) else 1
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -23,6 +23,7 @@ from app.local.cloud_tasks import CloudTasksEmulator
 from app.local.postgres import open_postgres
 from app.local.stack import create_queue
 from app.settings import load
+from tests.report import Goal, Report, Value
 from tests.system.conftest import ended, submit
 
 TASK = f"{Path(__file__).with_name('gathering.py')}@gathering"
@@ -30,23 +31,37 @@ PATIENCE = 300
 MIB = 2**20
 
 
-async def measure(quick: bool) -> dict[str, float]:
+async def measure(quick: bool) -> Report:
     n = 3 if quick else 15
     with TemporaryDirectory(prefix="at-once-") as folder:
         ours = await _proctor(n, Path(folder, "ours"))
         peer = await _plain(n, Path(folder, "peer"))
+    seconds = peer["seconds"] / ours["seconds"]
+    memory = peer["pss"] / ours["pss"]
+    return Report(
+        name="at_once",
+        rows=[_row("Proctor", n, ours, ours), _row("inspect eval", n, peer, ours)],
+        goals=[
+            Goal("ratio of seconds until all had begun, plain / Proctor", "above 1", seconds, seconds > 1),
+            Goal("ratio of memory, plain / Proctor", "above 1", memory, memory > 1),
+        ],
+    )
+
+
+def _row(what: str, n: int, figures: dict[str, float], ours: dict[str, float]) -> dict[str, Value]:
+    """Seconds until all samples had begun, on a warm worker; PSS of everything, and of it the service, the forkserver and
+    each sample's process; that process's USS. × is the multiple of Proctor's."""
     return {
-        "samples at once": n,
-        "Proctor: seconds until all had begun (warm worker)": ours["seconds"],
-        "plain inspect eval: seconds until all had begun": peer["seconds"],
-        "ratio of seconds, plain / Proctor": peer["seconds"] / ours["seconds"],
-        "Proctor: PSS of everything, MiB": ours["pss"],
-        "  of it the service, MiB": ours["service"],
-        "  of it the forkserver, MiB": ours["forkserver"],
-        "  of it each child, on average, MiB": ours["child"],
-        "Proctor: own memory (USS) of a child, on average, MiB": ours["uss"],
-        "plain inspect eval: PSS of everything, MiB": peer["pss"],
-        "ratio of memory, plain / Proctor": peer["pss"] / ours["pss"],
+        "what": what,
+        "samples": n,
+        "seconds": figures["seconds"],
+        "× seconds": figures["seconds"] / ours["seconds"],
+        "memory, MiB": figures["pss"],
+        "× memory": figures["pss"] / ours["pss"],
+        "service, MiB": figures.get("service"),
+        "forkserver, MiB": figures.get("forkserver"),
+        "each sample, MiB": figures["child"],
+        "its own, MiB": figures["uss"],
     }
 
 
@@ -97,7 +112,7 @@ async def _service(folder: Path) -> "AsyncIterator[tuple[subprocess.Popen[bytes]
                 "PROCTOR_SCRATCH": str(settings.scratch),
                 "PROCTOR_LOG_LEVEL": "error",
             }
-            service = subprocess.Popen([sys.executable, "-m", "app.cli", "serve"], env=environment)
+            service = subprocess.Popen([sys.executable, "-m", "app.cli", "serve"], env=environment, stdout=sys.stderr)
             try:
                 async with httpx.AsyncClient(base_url=address, timeout=60) as client:
                     await _ready(client)
@@ -132,14 +147,16 @@ async def _plain(n: int, marks: Path) -> dict[str, float]:
     try:
         await _all_begun(marks, n)
         seconds = time.monotonic() - began
-        pss = sum(_pss(p) for process in processes for p in _family(process.pid))
+        family = [p for process in processes for p in _family(process.pid)]
+        pss = sum(_pss(p) for p in family)
+        uss = sum(_uss(p) for p in family)
         (marks / "go").touch()
         for process in processes:
             assert process.wait(PATIENCE) == 0
     finally:
         for process in processes:
             process.kill()
-    return {"seconds": seconds, "pss": pss}
+    return {"seconds": seconds, "pss": pss, "child": pss / n, "uss": uss / n}
 
 
 async def _all_begun(marks: Path, n: int) -> None:
@@ -157,7 +174,7 @@ def _memory(service: int) -> dict[str, float]:
         "service": _pss(psutil.Process(service)),
         "forkserver": _pss(forkserver),
         "child": _mean(_pss(p) for p in children),
-        "uss": _mean(p.memory_full_info().uss / MIB for p in children),
+        "uss": _mean(_uss(p) for p in children),
     }
 
 
@@ -168,6 +185,10 @@ def _family(pid: int) -> list[psutil.Process]:
 
 def _pss(process: psutil.Process) -> float:
     return float(process.memory_full_info().pss) / MIB
+
+
+def _uss(process: psutil.Process) -> float:
+    return float(process.memory_full_info().uss) / MIB
 
 
 def _mean(values: Iterable[float]) -> float:

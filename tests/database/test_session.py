@@ -1,0 +1,192 @@
+"""Sessions are brief, bounded, and never held while anything slow happens."""
+
+import asyncio
+from collections.abc import Iterator, MutableMapping
+from typing import Any
+
+import pytest
+from opentelemetry.sdk.metrics import MeterProvider
+from opentelemetry.sdk.metrics.export import HistogramDataPoint, InMemoryMetricReader
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+from structlog.testing import capture_logs
+
+from app.artifacts import Artifacts
+from app.database import session
+from app.database.engine import open_engine
+from app.database.session import Database, refuse_held_session
+from app.errors import DatabaseUnavailable, SessionHeld
+from app.ledger import Enqueue
+from app.queue import open_queue
+from app.runner.messages import Job
+from app.runner.supervisor import Supervisor
+from app.settings import Settings, load
+from app.spec import Spec
+
+SELECT = text("SELECT 1 AS one")
+
+
+async def test_a_child_cannot_be_started_while_a_session_is_held(database: Database) -> None:
+    job = Job(
+        kind="plan", evaluation_id="e", execution_id="e.plan", attempt=1, spec=Spec(task="t", model="m"), directory="d"
+    )
+    supervisor = Supervisor({}, refuse_held_session)
+
+    async def culprit(_: AsyncConnection) -> None:
+        async with supervisor.run(job):
+            raise AssertionError("it runs")
+
+    with pytest.raises(
+        SessionHeld, match=r"test_session\..*culprit \(test_session.py:\d+\) holds .* run e.plan in a child"
+    ):
+        await database.transaction(culprit)
+
+
+async def test_nothing_slow_is_done_while_a_session_is_held(
+    database: Database, settings: Settings, tmp_path: Any
+) -> None:
+    """Uploads and Cloud Tasks, and a second session: the first would wait for it while holding what it may need."""
+    artifacts = Artifacts(settings.artifacts)
+    async with open_queue(settings.model_copy(update={"queue_endpoint": "127.0.0.1:9"})) as queue:
+        slow = {
+            "upload a.eval": lambda: artifacts.ship(tmp_path / "a.eval", "file:///nowhere"),
+            "create a Cloud Task for e.1": lambda: queue.create(Enqueue("e.1", 1)),
+            "open another": lambda: database.run(SELECT),
+        }
+        for what, begin in slow.items():
+
+            async def culprit(_: AsyncConnection, begin: Any = begin) -> None:
+                await begin()
+
+            with pytest.raises(SessionHeld, match=what):
+                await database.transaction(culprit)
+
+
+async def test_a_task_that_a_session_started_may_go_on_once_it_has_returned(database: Database) -> None:
+    gate = asyncio.Event()
+    tasks = []
+
+    async def later() -> None:
+        await gate.wait()
+        await database.run(SELECT)
+
+    async def work(_: AsyncConnection) -> None:
+        tasks.append(asyncio.create_task(later()))
+
+    await database.transaction(work)
+    gate.set()
+    await tasks[0]
+
+
+async def test_a_session_that_lasts_is_logged_with_what_it_waits_for(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(session, "LONG", 0.05)
+    told = asyncio.Event()
+
+    async def dawdle(connection: AsyncConnection) -> None:
+        await connection.execute(SELECT)
+        await told.wait()
+
+    def hear(_: Any, __: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+        told.set()
+        return event
+
+    with capture_logs(processors=[hear]) as logs:
+        await database.transaction(dawdle)
+        await database.run(SELECT)
+    (entry,) = logs
+    assert entry["event"] == "a database session is held for long"
+    assert "dawdle (test_session.py:" in entry["by"]
+    assert "await told.wait()" in entry["stack"]
+    assert "test_a_session_that_lasts" in entry["stack"]
+    assert entry["seconds"] >= 0.05
+
+
+async def test_a_statement_that_lasts_is_logged_by_its_name(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(session, "LONG", 0.05)
+    with capture_logs() as logs:
+        await database.run(text("/* slow.one */ SELECT pg_sleep(0.3)"))
+    (entry,) = logs
+    assert entry["by"] == "slow.one"
+    assert "asyncpg" in entry["stack"]
+
+
+@pytest.fixture
+def metrics() -> Iterator[InMemoryMetricReader]:
+    reader = InMemoryMetricReader()
+    provider = MeterProvider([reader])
+    reader.provider = provider  # type: ignore[attr-defined]
+    yield reader
+    provider.shutdown()
+
+
+async def test_how_long_sessions_are_held_is_a_histogram(
+    engine: AsyncEngine, settings: Settings, metrics: InMemoryMetricReader
+) -> None:
+    database = Database(engine, settings, metrics.provider.get_meter("test"))  # type: ignore[attr-defined]
+    for _ in range(3):
+        await database.run(SELECT)
+    await database.run(text("SELECT pg_sleep(0.3)"))
+    found = metrics.get_metrics_data()
+    assert found
+    (metric,) = found.resource_metrics[0].scope_metrics[0].metrics
+    (point,) = metric.data.data_points
+    assert (metric.name, metric.unit) == ("proctor.database.session.duration", "s")
+    assert isinstance(point, HistogramDataPoint)
+    assert (point.count, tuple(point.explicit_bounds)) == (4, session.SECONDS)
+    assert sum(point.bucket_counts[: point.explicit_bounds.index(0.2) + 1]) == 3
+    assert point.max >= 0.3
+
+
+@pytest.fixture
+def hasty(engine: AsyncEngine, settings: Settings) -> Database:
+    return Database(engine, settings.model_copy(update={"statement_timeout": 0.3, "database_patience": 0}))
+
+
+async def test_a_transaction_as_a_whole_has_a_deadline(hasty: Database, engine: AsyncEngine) -> None:
+    """Each of its statements is quick enough."""
+    pids = []
+
+    async def long(connection: AsyncConnection) -> None:
+        pids.append((await connection.execute(text("SELECT pg_backend_pid()"))).scalar_one())
+        while True:
+            await connection.execute(text("SELECT pg_sleep(0.05)"))
+
+    with pytest.raises(DatabaseUnavailable, match="TimeoutError"):
+        await hasty.transaction(long)
+    assert engine.pool.checkedout() == 0  # type: ignore[attr-defined]
+    (row,) = await hasty.run(text("SELECT pg_backend_pid() AS pid"))
+    assert row.pid not in pids
+
+
+async def test_a_cancelled_caller_leaves_no_connection_behind(database_url: str) -> None:
+    """Neither in use nor, being still at work, in the pool; whatever moment it was cancelled at."""
+    # the driver does not retrieve an error of its own when it is cancelled while it asks for TLS
+    settings = load(database_url=f"{database_url}?sslmode=disable", statement_timeout=1)
+    async with open_engine(settings) as engine:
+        database, cancelled = Database(engine, settings), 0
+        for turns in range(60):
+            call = asyncio.create_task(database.run(text("SELECT pg_sleep(0.005)")))
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            cancelled += call.cancel()
+            await asyncio.wait({call})
+            assert engine.pool.checkedout() == 0  # type: ignore[attr-defined]
+        assert cancelled == 60
+        everyone = [database.run(text("SELECT pg_sleep(0.1)")) for _ in range(settings.connections)]
+        await asyncio.gather(*everyone)
+
+
+async def test_a_failure_that_is_not_the_moment_s_is_not_tried_again(database: Database) -> None:
+    tries = []
+
+    async def wrong(connection: AsyncConnection) -> None:
+        tries.append(1)
+        await connection.execute(text("SELECT nothing"))
+
+    with pytest.raises(Exception, match="column is missing"):
+        await database.transaction(wrong)
+    assert len(tries) == 1
