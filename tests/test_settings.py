@@ -85,7 +85,7 @@ def test_there_is_one_database_and_it_is_whole(
 
 def test_the_database_is_named_without_its_password() -> None:
     assert load(database_url=URL).database == "database proctor at 127.0.0.1:5432 as user"
-    settings = load(alloydb_instance=INSTANCE, alloydb_user="worker", alloydb_password="secret")  # noqa: S106
+    settings = load(alloydb_instance=INSTANCE, alloydb_user="worker", alloydb_password="secret")
     assert settings.database == f"database proctor of {INSTANCE} as worker"
     assert "secret" not in repr(settings)
 

@@ -32,12 +32,17 @@ hours. Ours."""
 @asynccontextmanager
 async def open_connector(settings: Settings) -> AsyncIterator[Connect]:
     """How to connect, by these settings. Connects to nothing yet. Raises `DatabaseRefused` without Google credentials."""
-    options = {"command_timeout": settings.statement_timeout, "server_settings": server_settings(settings)}
+    options: dict[str, Any] = {
+        "command_timeout": settings.statement_timeout,
+        "server_settings": server_settings(settings),
+    }
     if settings.database_url is not None:
         dsn = make_url(settings.database_url.get_secret_value()).set(drivername="postgresql")
         address = dsn.render_as_string(hide_password=False)
         yield _tuned(lambda: asyncpg.connect(address, **options), settings)
         return
+    # the driver gives up before the deadline for all of it: only then does the connector doubt the address it knows
+    options["timeout"] = settings.connect_timeout * 0.9
     connector = await _alloydb(settings)
     password = settings.alloydb_password.get_secret_value() if settings.alloydb_password else None
     login = {"user": settings.alloydb_user, "password": password, "db": settings.alloydb_database}
@@ -77,15 +82,27 @@ SCOPE = "https://www.googleapis.com/auth/cloud-platform"
 
 def server_settings(settings: Settings) -> dict[str, str]:
     """What the server itself shall enforce: it stops a statement before the client gives up on it (9/10), because a
-    client's cancellation does not reach it through direct TLS; and READ COMMITTED, whatever the server's default is."""
-    limit = _milliseconds(settings.statement_timeout * 0.9)
+    client's cancellation does not reach it through direct TLS; and READ COMMITTED, whatever the server's default is.
+
+    None of these limits ends a transaction whose client falls silent between preparing a statement and executing it, which
+    the driver does in two steps: the server is neither idle nor at work then. `transaction_timeout` does; it came with
+    Postgres 17, so it is set once connected. Before 17 only TCP's keepalive does, and where AlloyDB's proxy is in between
+    it asks the wrong peer: such a transaction can keep its locks for as long as the proxy lets it."""
+    limit = _limit(settings)
     return {
         "application_name": f"proctor {settings.worker}"[:63],
         "statement_timeout": limit,
         "idle_in_transaction_session_timeout": limit,
         "idle_session_timeout": _milliseconds(settings.pool_recycle * TRIM_AT),
         "default_transaction_isolation": "read committed",
+        "tcp_keepalives_idle": str(KEEPALIVE["TCP_KEEPIDLE"]),
+        "tcp_keepalives_interval": str(KEEPALIVE["TCP_KEEPINTVL"]),
+        "tcp_keepalives_count": str(KEEPALIVE["TCP_KEEPCNT"]),
     }
+
+
+def _limit(settings: Settings) -> str:
+    return _milliseconds(settings.statement_timeout * 0.9)
 
 
 def _milliseconds(seconds: float) -> str:
@@ -96,19 +113,24 @@ def _tuned(connect: Connect, settings: Settings) -> Connect:
     async def tuned() -> Any:
         async with asyncio.timeout(settings.connect_timeout):
             connection = await connect()
-        tune(connection, settings.socket_timeout)
+            try:
+                await tune(connection, settings)
+            except BaseException:
+                connection.terminate()
+                raise
         return connection
 
     return tuned
 
 
-def tune(connection: Any, socket_timeout: float) -> None:
-    """Keepalive for an idle connection, and TCP_USER_TIMEOUT (`socket_timeout` seconds) for one with data under way,
-    which keepalive does not watch. asyncpg offers neither; its transport is the only way to its socket."""
+async def tune(connection: Any, settings: Settings) -> None:
+    """Keepalive for an idle connection, and TCP_USER_TIMEOUT for one with data under way, which keepalive does not watch.
+    asyncpg offers neither; its transport is the only way to its socket."""
     sock = connection._transport.get_extra_info("socket")
-    if sock is None or sock.family not in (socket.AF_INET, socket.AF_INET6):
-        return
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    for name, value in KEEPALIVE.items():
-        sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
-    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(socket_timeout * 1000))
+    if sock is not None and sock.family in (socket.AF_INET, socket.AF_INET6):
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        for name, value in KEEPALIVE.items():
+            sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(settings.socket_timeout * 1000))
+    if connection.get_server_version() >= (17,):
+        await connection.execute(f"SET transaction_timeout = {_limit(settings)}")

@@ -61,11 +61,15 @@ def bound_ping(engine: AsyncEngine, timeout: float) -> None:
     def do_ping(connection: Any) -> bool:
         raw = connection.driver_connection
         try:
-            await_only(asyncio.wait_for(raw.fetchrow(";"), timeout))
+            await_only(answer(raw))
         except _NO_ANSWER:
             raw.terminate()
             return False
         return True
+
+    async def answer(raw: Any) -> None:
+        async with asyncio.timeout(timeout):  # not wait_for, which can lose a cancellation on Python 3.11
+            await raw.fetchrow(";")
 
     engine.dialect.do_ping = do_ping  # type: ignore[method-assign,assignment]  # the dialect is this engine's own
 

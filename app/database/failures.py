@@ -19,6 +19,7 @@ _GONE = frozenset(
         "57P03",  # it starts or stops, and takes nobody
         "57P05",  # it ended the session for being idle
         "25P03",  # it ended the session for being idle in a transaction
+        "25P04",  # it ended the session for a transaction that lasted
     }
 )
 _FOR_NOW_CLASS = "53"  # out of connections, memory, disk
@@ -50,7 +51,7 @@ def is_transient(error: BaseException) -> bool:
     """Whether the connection or the moment is to blame, so that the same statement may well succeed on another."""
     if isinstance(error, PoolTimeout | OSError):  # OSError includes TimeoutError and TLS errors
         return True
-    if isinstance(error, DBAPIError) and error.connection_invalidated:
+    if isinstance(error, DBAPIError) and (error.connection_invalidated or _lost_track(error)):
         return True
     state = state_of(error)
     if state is not None:
@@ -79,6 +80,11 @@ def refusal(error: BaseException) -> str | None:
     elif type(error).__name__ == "IPTypeNotFoundError":  # the connector's, which need not be installed or loaded
         reason = "The instance has no address of that kind: see PROCTOR_ALLOYDB_IP_TYPE"
     return f"{reason} ({describe(error)})." if reason else None
+
+
+def _lost_track(error: DBAPIError) -> bool:
+    """The driver met a state that it does not know, as when a server stops in the midst of a login."""
+    return error.orig is not None and isinstance(error.orig.__cause__, asyncpg.InternalClientError)
 
 
 def _is_no_answer(error: GoogleAuthError) -> bool:

@@ -6,13 +6,11 @@ Ends with 1 if a goal was not met. JSON: one object if one benchmark is named, a
 import argparse
 import asyncio
 import logging
-import os
 import sys
 from collections.abc import Callable, Coroutine
 from typing import Any
 
 import structlog
-
 
 from tests.benchmarks import at_once, budget, idle_drop, pool
 from tests.report import Report, as_json, show

@@ -1,6 +1,6 @@
 """When evaluations come, and how long they last: the same for every row of the benchmark, by seed.
 
-Each worker gets batches: five to fifteen evaluations within a second, then a pause in which its connections fall idle.
+Each worker gets batches: twelve to fifteen evaluations within a second, then a pause in which its connections fall idle.
 """
 
 import random
@@ -12,7 +12,7 @@ SHORTEST, LONGEST = 3.0, 18.0
 """Seconds of one evaluation: 5 to 30 minutes, scaled 100 : 1."""
 PAUSE = 6.0
 """Seconds between two batches of a worker on average, exponential: as long as the network lets a connection idle."""
-FEWEST, AT_ONCE = 5, 15
+FEWEST, AT_ONCE = 12, 15
 """Evaluations of one worker at the same time; at most containerConcurrency."""
 
 

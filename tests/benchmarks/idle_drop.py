@@ -40,8 +40,6 @@ IDLE_AFTER = 6.0
 EARLY = 1.0
 KERNEL = 9.24
 POOL_TIMEOUT = 0.3
-RENEW = 1.5
-"""Only 10 : 1, to spare the machine; connections are kept warm less often than in production."""
 SCALED = [
     ("the network drops an idle connection (Cloud Run to VPC)", 600, IDLE_AFTER),
     ("  in the row where it does so early", 100, EARLY),
@@ -53,11 +51,10 @@ SCALED = [
     ("pool_timeout", 30, POOL_TIMEOUT),
     ("the kernel gives up data that nobody acknowledges", 924, KERNEL),
     ("the queue's first back-off", 5, story.BACKOFF),
-    ("renew_interval", 15, RENEW),
 ]
 """What, its seconds in production, its seconds here. All else is as in production: ping_timeout 2 s, connect_timeout and
-socket_timeout 10 s, statement_timeout 30 s, lease 120 s, database_patience 90 s, SQLAlchemy's graceful close 2 s, TCP
-keepalive after 30 s (too late to be of help here)."""
+socket_timeout 10 s, statement_timeout 30 s, lease 120 s and its renewal every 15 s, database_patience 90 s, SQLAlchemy's
+graceful close 2 s, TCP keepalive after 30 s (too late to be of help here)."""
 
 BEFORE, PROCTOR = "before the fix", "Proctor"
 STORY = {
@@ -89,7 +86,7 @@ class Size:
     rows: tuple[str, ...] = (*STORY, EARLIER, PROCTOR)
 
 
-FULL = Size(story=510, proctor=10_020, story_workers=16, proctor_workers=96)
+FULL = Size(story=510, proctor=10_020, story_workers=16, proctor_workers=120)
 QUICK = Size(8, 60, 2, 8, faults=("RST",), rows=(BEFORE, "the story's fix", PROCTOR))
 PARTS = 2
 """Of Proctor's large row: one process serves about a hundred workers, the stand-in and its TLS included."""
@@ -184,7 +181,8 @@ async def _story(
     for _ in batches:
         connect = await stack.enter_async_context(open_connector(settings.model_copy(update=plain)))
         engine = await stack.enter_async_context(story.open_pool(connect, ways, POOL_TIMEOUT))
-        workers.append(story.Worker(engine, ways, gauge))
+        async with engine.connect():  # as Proctor's first look: the connector's key is made
+            workers.append(story.Worker(engine, ways, gauge))
     async with _connection(database) as connection:
         await connection.execute(story.TABLES)
         await _play(workers, batches, gauge)
@@ -211,7 +209,6 @@ def _settings(alloydb: AlloyDB, database: str, folder: Path) -> Settings:
         **alloydb.settings | {"alloydb_database": database.rpartition("/")[2]},
         pool_recycle=1.8,
         pool_timeout=POOL_TIMEOUT,
-        renew_interval=RENEW,
         artifacts=f"file://{folder}/artifacts",
         scratch=folder / "scratch",
     )

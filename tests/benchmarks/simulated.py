@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, cast
 from uuid import UUID, uuid4
 
-from sqlalchemy import Executable, Row
+from sqlalchemy import Executable, Row, text
 
 from app.artifacts import Artifacts
 from app.database.engine import open_engine
@@ -109,6 +109,7 @@ async def open_worker(
     async with AsyncExitStack() as stack:
         engine = await stack.enter_async_context(open_engine(settings, lifo=lifo))
         gauge.watch(engine)
+        await Database(engine, settings).run(text("SELECT 1"))  # as a service's first look: the connector's key is made
         database = Timed(engine, settings)
         database.gauge = gauge
         ledger = Ledger(database, lease=settings.lease, worker=settings.worker)

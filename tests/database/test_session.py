@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import HistogramDataPoint, InMemoryMetricReader
-from sqlalchemy import text
+from sqlalchemy import event, text
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from structlog.testing import capture_logs
 
@@ -178,6 +178,42 @@ async def test_a_cancelled_caller_leaves_no_connection_behind(database_url: str)
         assert cancelled == 60
         everyone = [database.run(text("SELECT pg_sleep(0.1)")) for _ in range(settings.connections)]
         await asyncio.gather(*everyone)
+
+
+async def test_a_batch_that_begins_is_served_by_the_pool_s_own_connections(
+    database: Database, engine: AsyncEngine, settings: Settings
+) -> None:
+    """None of those beyond them is opened, used once and closed, while one would be free in a moment."""
+    opened = _connections(engine)
+    for _ in range(3):
+        await asyncio.gather(*(database.run(SELECT) for _ in range(settings.connections)))
+    assert len(opened) <= settings.pool_size
+
+
+async def test_nobody_waits_for_long_behind_sessions_that_last(
+    database: Database, engine: AsyncEngine, settings: Settings
+) -> None:
+    gate = asyncio.Event()
+
+    async def last(connection: AsyncConnection) -> None:
+        await connection.execute(SELECT)
+        await gate.wait()
+
+    opened = _connections(engine)
+    lasting = [asyncio.create_task(database.transaction(last)) for _ in range(settings.pool_size)]
+    rows = await asyncio.gather(*(database.run(SELECT) for _ in range(settings.max_overflow)))
+    assert not any(task.done() for task in lasting)
+    assert len(rows) == settings.max_overflow
+    assert settings.pool_size < len(opened) <= settings.connections
+    gate.set()
+    await asyncio.gather(*lasting)
+
+
+def _connections(engine: AsyncEngine) -> list[Any]:
+    """Those that are opened from now on."""
+    opened: list[Any] = []
+    event.listen(engine.sync_engine, "connect", lambda connection, _: opened.append(connection))
+    return opened
 
 
 async def test_a_failure_that_is_not_the_moment_s_is_not_tried_again(database: Database) -> None:
