@@ -12,6 +12,7 @@ from contextlib import asynccontextmanager, contextmanager
 from contextvars import ContextVar
 from typing import Any, TypeVar
 
+import anyio
 import structlog
 from opentelemetry.metrics import Meter
 from sqlalchemy import Executable, Row, TextClause
@@ -93,16 +94,13 @@ class Database:
     @asynccontextmanager
     async def _turn(self) -> AsyncIterator[None]:
         """As many at once as the pool keeps connections for; whoever has waited long enough comes on top of that."""
-        try:
-            async with asyncio.timeout(OVERFLOW_AFTER):
-                await self._pooled.acquire()
-        except TimeoutError:
-            yield
-            return
+        with anyio.move_on_after(OVERFLOW_AFTER) as waiting:
+            await self._pooled.acquire()
         try:
             yield
         finally:
-            self._pooled.release()
+            if not waiting.cancelled_caught:
+                self._pooled.release()
 
     @contextmanager
     def _held(self, by: str) -> Iterator[None]:

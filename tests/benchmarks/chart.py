@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from html import escape
 
-from tests.report import Value
+from tests.report import Report, Value
 
 LABEL, BAR, GAP, TOP, WIDTH = 190, 13, 10, 62, 760
 SPAN = WIDTH - LABEL - 90
@@ -11,8 +11,9 @@ SPAN = WIDTH - LABEL - 90
 COLOURS = ("#4c78a8", "#f58518", "#54a24b", "#b279a2")
 
 
-def draw(rows: Sequence[Mapping[str, Value]]) -> str:
+def draw(report: Report) -> str:
     """SVG, readable on a light page and on a dark one."""
+    rows = report.rows
     names = list(dict.fromkeys(str(row["row"]) for row in rows))
     faults = list(dict.fromkeys(str(row["idle connections end by"]) for row in rows))
     found = {(str(row["row"]), str(row["idle connections end by"])): row for row in rows}

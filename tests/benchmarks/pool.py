@@ -1,8 +1,8 @@
 """LIFO or FIFO, and whether the server ends idle sessions: what each leaves open, at either end of a path that drops.
 
 All rows see the same evaluations at the same moments, time scaled 100 : 1 as in `idle_drop`. The network drops an idle
-connection without a word, so the session at its other end stays until the server finds out by itself: by Postgres's
-defaults after 2 h 11 min of TCP keepalive, which would be 79 s here. A row lasts little longer; here it stays for good.
+connection without a word, so the session at its other end stays until the server finds out by itself. TCP's keepalive would
+tell it, but behind AlloyDB's own proxy it asks that, which is alive: here such a session stays for good.
 """
 
 import asyncio

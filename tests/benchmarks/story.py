@@ -20,7 +20,7 @@ from tests.benchmarks.gauges import Gauge
 
 AGENT_SHARE = 0.4
 """Of an evaluation's time; its tests and the judge have the rest."""
-DELIVERIES = 3
+DELIVERIES = 2
 """At most; then the evaluation is lost. The queue's default is 100, which would only take longer."""
 BACKOFF = 0.05
 """Seconds before a delivery is repeated: 5 s, scaled."""

@@ -19,7 +19,8 @@ from app.database.engine import open_engine
 from app.database.session import Database
 from app.settings import Settings, load
 from tests.faults.alloydb import AlloyDB, open_alloydb
-from tests.faults.proxy import Cut, Proxy
+from tests.faults.connection import Cut
+from tests.faults.proxy import Proxy
 
 CUTS: list[Cut] = ["fin", "rst", "silence", "drop"]
 STUCK = 20
@@ -56,6 +57,11 @@ class Traces:
 
     async def effects(self) -> list[int]:
         return [row["work"] for row in await self._direct.fetch("SELECT work FROM effects ORDER BY work")]
+
+
+@pytest.fixture(autouse=True)
+def _heard(every_log: None) -> None:
+    """What these tests do not find in the logs must not be missing for another reason."""
 
 
 @pytest.fixture

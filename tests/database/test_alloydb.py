@@ -33,7 +33,7 @@ from tests.database.conftest import (
     until,
 )
 from tests.faults.alloydb import IAM_USER, AlloyDB
-from tests.faults.proxy import Cut, Moment
+from tests.faults.connection import Cut, Moment
 
 PING, STATEMENT = BRISK["ping_timeout"], BRISK["statement_timeout"]
 WHO = text("SELECT session_user AS who, current_database() AS database")

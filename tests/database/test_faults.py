@@ -38,8 +38,9 @@ from tests.database.conftest import (
     until,
     until_true,
 )
+from tests.faults.connection import Cut, Moment
 from tests.faults.network import Network, open_network, why_not
-from tests.faults.proxy import Cut, Moment, Proxy
+from tests.faults.proxy import Proxy
 
 MOMENTS: list[Moment] = ["before", "within", "after"]
 SILENT: list[Cut] = ["silence", "drop"]

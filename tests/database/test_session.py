@@ -181,9 +181,10 @@ async def test_a_cancelled_caller_leaves_no_connection_behind(database_url: str)
 
 
 async def test_a_batch_that_begins_is_served_by_the_pool_s_own_connections(
-    database: Database, engine: AsyncEngine, settings: Settings
+    database: Database, engine: AsyncEngine, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """None of those beyond them is opened, used once and closed, while one would be free in a moment."""
+    monkeypatch.setattr(session, "OVERFLOW_AFTER", 10)  # a busy machine's moment
     opened = _connections(engine)
     for _ in range(3):
         await asyncio.gather(*(database.run(SELECT) for _ in range(settings.connections)))

@@ -22,7 +22,7 @@ from google.cloud.alloydbconnector import AsyncConnector, RefreshStrategy
 from tests.conftest import of_database
 from tests.faults.alloydb import IAM_USER, PORT, AlloyDB, open_alloydb
 from tests.faults.certificates import Authority
-from tests.faults.proxy import Cut
+from tests.faults.connection import Cut
 
 LOST = (asyncpg.ConnectionDoesNotExistError, asyncpg.InterfaceError, OSError)
 

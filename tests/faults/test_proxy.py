@@ -14,8 +14,9 @@ from urllib.parse import urlsplit
 import asyncpg
 import pytest
 
+from tests.faults.connection import Cut, Moment
 from tests.faults.protocol import Client, query
-from tests.faults.proxy import Cut, Moment, Proxy
+from tests.faults.proxy import Proxy
 
 CUTS: list[Cut] = ["fin", "rst", "silence", "drop"]
 LOST = (asyncpg.ConnectionDoesNotExistError, asyncpg.InterfaceError, ConnectionError)

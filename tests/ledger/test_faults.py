@@ -22,7 +22,8 @@ from app.database.tables import evaluations, execution_attempts, sample_results,
 from app.ledger import Cancelled, Claim, Enqueue, Held, Ledger, Settled, Settlement
 from app.settings import load
 from tests.conftest import own_database
-from tests.faults.proxy import Cut, Moment, Proxy
+from tests.faults.connection import Cut, Moment
+from tests.faults.proxy import Proxy
 from tests.ledger.factories import (
     SPEC,
     SUCCEEDED,

@@ -142,6 +142,7 @@ async def test_a_database_that_is_down_makes_the_service_not_ready_and_not_dead(
             assert (await client.get("/health/ready")).status_code == 200
 
 
+@pytest.mark.usefixtures("every_log")
 async def test_the_connection_budget_is_told_and_its_excess_is_warned_of(settings: Settings) -> None:
     with capture_logs() as logs:
         await _start(settings.model_copy(update={"max_instances": 10}))
