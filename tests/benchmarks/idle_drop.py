@@ -21,7 +21,7 @@ import asyncpg
 import structlog
 import uvloop
 
-from app.database.connect import open_connector
+from app.database.connect import TRIM_AT, open_connector
 from app.local.postgres import open_postgres
 from app.settings import Settings, load
 from tests.benchmarks import simulated, story
@@ -38,6 +38,7 @@ FAULTS: dict[str, Cut] = {"FIN": "fin", "RST": "rst", "black hole": "drop"}
 IDLE_AFTER = 6.0
 EARLY = 1.0
 KERNEL = 9.24
+ORPHANS = 78.75
 POOL_TIMEOUT = 0.3
 SCALED = [
     ("the network drops an idle connection (Cloud Run to VPC)", 600, IDLE_AFTER),
@@ -49,6 +50,7 @@ SCALED = [
     ("idle_session_timeout", 240, 2.4),
     ("pool_timeout", 30, POOL_TIMEOUT),
     ("the kernel gives up data that nobody acknowledges", 924, KERNEL),
+    ("the server's TCP keepalive gives up a client that is gone", 7875, ORPHANS),
     ("the queue's first back-off", 5, story.BACKOFF),
 ]
 """What, its seconds in production, its seconds here. All else is as in production: ping_timeout 2 s, connect_timeout and
@@ -181,8 +183,9 @@ async def _story(
     settings: Settings, database: str, stack: AsyncExitStack, gauge: Gauge, ways: Ways, size: Size
 ) -> None:
     batches = plan(SEED, size.story, size.story_workers)
-    # the driver as it comes: none of Proctor's deadlines, 60 s to connect, the kernel's patience
-    plain = {"statement_timeout": 1800.0, "pool_recycle": 1800.0, "connect_timeout": 60.0, "socket_timeout": KERNEL}
+    # the driver as it comes: none of Proctor's deadlines, 60 s to connect, the kernel's patience at either end
+    trim = ORPHANS / TRIM_AT
+    plain = {"statement_timeout": 1800.0, "pool_recycle": trim, "connect_timeout": 60.0, "socket_timeout": KERNEL}
     workers: list[Worker] = []
     for _ in batches:
         connect = await stack.enter_async_context(open_connector(settings.model_copy(update=plain)))

@@ -9,7 +9,7 @@ import pytest
 from tests.benchmarks import chart, idle_drop
 from tests.benchmarks.arrivals import AT_ONCE, LONGEST, SHORTEST, plan, renumbered
 from tests.benchmarks.gauges import Gauge, percentile, upper_bound
-from tests.report import Report, as_json
+from tests.report import Report, Value, as_json
 
 
 async def test_the_bug_is_there_before_the_fix_and_gone_with_proctor() -> None:
@@ -64,6 +64,6 @@ def test_parts_of_a_row_add_up() -> None:
 
 
 def test_a_row_without_failures_says_so_in_the_chart() -> None:
-    row = {"idle connections end by": "FIN", "row": "Proctor", "evaluations": 10_020, "failed %": 0.0}
+    row: dict[str, Value] = {"idle connections end by": "FIN", "row": "Proctor", "evaluations": 10_020, "failed %": 0.0}
     texts = [text.text for text in ElementTree.fromstring(chart.draw(Report("idle_drop", [row]))).iter() if text.text]
     assert "0 of 10,020" in texts
