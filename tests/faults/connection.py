@@ -374,6 +374,9 @@ def reset_on_close(sock: socket.socket) -> None:
 
 
 def drop_arriving(sock: socket.socket) -> None:
-    """The kernel drops whatever arrives for this socket from now on, by a packet filter of one instruction: `ret 0`."""
-    program = create_string_buffer(struct.pack("HBBI", 6, 0, 0, 0))
-    sock.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, struct.pack("HL", 1, addressof(program)))
+    """The kernel drops whatever arrives for this socket from now on, but for SYN and RST: a client's kernel may use the
+    port again for a new connection, which must not meet the old one's silence."""
+    load_flags, if_syn_or_rst, keep, drop = (0x30, 0, 0, 13), (0x45, 0, 1, 0x06), (6, 0, 0, 0xFFFF), (6, 0, 0, 0)
+    instructions = b"".join(struct.pack("HBBI", *one) for one in (load_flags, if_syn_or_rst, keep, drop))
+    program = create_string_buffer(instructions)
+    sock.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, struct.pack("HL", 4, addressof(program)))
