@@ -169,7 +169,13 @@ def submit(
     samples_per_execution: Annotated[
         int | None, typer.Option(min=1, metavar="N", help="Samples that one unit of queue work runs.")
     ] = None,
-    tries: Annotated[
+    retry_on_error: Annotated[
+        int | None, typer.Option(min=0, metavar="N", help="Run an errored sample again at once, so many times.")
+    ] = None,
+    checkpoint: Annotated[
+        Literal["turn", "minute", "off"] | None, typer.Option(help="How often a running sample's state is saved.")
+    ] = None,
+    max_failures: Annotated[
         int | None, typer.Option(min=1, metavar="N", help="How often a sample may fail by its own fault.")
     ] = None,
     tags: Annotated[list[str] | None, typer.Option("--tag", metavar="KEY=VALUE", help="A label to find it by.")] = None,
@@ -197,7 +203,9 @@ def submit(
         "fail_on_error": fail_on_error,
         "sandbox": sandbox,
         "samples_per_execution": samples_per_execution,
-        "tries": tries,
+        "retry_on_error": retry_on_error,
+        "checkpoint": checkpoint,
+        "max_failures": max_failures,
         "tags": _pairs("--tag", tags),
     }
     with _client(url) as client:

@@ -86,13 +86,13 @@ class End:
 @dataclass(frozen=True, slots=True)
 class Settlement:
     """What an attempt came to. `samples`: its results with the URL of their log; `runs`: the samples of each run that a
-    plan fans out to; `runs_due`: seconds until the sweeper may enqueue them; `tries`: how many failures are allowed;
+    plan fans out to; `runs_due`: seconds until the sweeper may enqueue them; `max_failures`: how many failures are allowed;
     `crashed`: the child was lost, which counts towards the crashes."""
 
     outcome: Outcome
     error: Failure | None = None
     crashed: bool = False
-    tries: int = 1
+    max_failures: int = 1
     samples: Sequence[tuple[SampleResult, str]] = ()
     runs: Sequence[Sequence[SampleRef]] = ()
     runs_due: float = 0
@@ -152,12 +152,26 @@ class ToReport:
     missing: tuple[Failure, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class SweepTimes:
+    """Seconds until the sweeper looks at an execution again. `uncertain`: whether its Cloud Task exists is not known, or
+    its lease has ended; `released`: its attempt gave it back, and the queue is to deliver it again; `enqueued`: its Cloud
+    Task exists, so only a purge can have taken it."""
+
+    uncertain: float = 120
+    released: float = 600
+    enqueued: float = 86_400
+
+
 class Ledger:
     """The transitions. `lease`: seconds an attempt may act without renewal."""
 
-    def __init__(self, database: Database, *, lease: float, worker: str, revision: str = "") -> None:
+    def __init__(
+        self, database: Database, *, lease: float, worker: str, revision: str = "", sweep: SweepTimes | None = None
+    ) -> None:
         self._database = database
         self._lease = lease
+        self._sweep = sweep or SweepTimes()
         self._worker = worker
         self._revision = revision
 
@@ -171,6 +185,7 @@ class Ledger:
             "idempotency_key": idempotency_key or str(evaluation),
             "spec": spec.model_dump(mode="json", exclude_unset=True),
             "spec_digest": spec.digest(),
+            "sweep": self._sweep.uncertain,
         }
         (row,) = await self._database.run(sql.SUBMIT, parameters)
         return Submitted(row.id, row.created, row.same)
@@ -185,6 +200,7 @@ class Ledger:
             "revision": self._revision,
             "lease": self._lease,
             "push": push,
+            "sweep": self._sweep.uncertain,
         }
         rows = await self._database.run(sql.CLAIM, parameters)
         return _claim(execution_id, rows[0]) if rows else None
@@ -198,12 +214,14 @@ class Ledger:
     async def renew(self, held: Iterable[Held], *, patience: float | None = None) -> list[Renewal]:
         """All of a worker's leases in one statement, with their progress."""
         mine = [{"id": h.execution_id, "attempt": h.attempt, "progress": h.progress} for h in held]
-        rows = await self._database.run(sql.RENEW, {"mine": mine, "lease": self._lease}, patience=patience)
+        parameters = {"mine": mine, "lease": self._lease, "sweep": self._sweep.uncertain}
+        rows = await self._database.run(sql.RENEW, parameters, patience=patience)
         return [Renewal(r.id, r.attempt, r.lost, r.cancel) for r in rows]
 
     async def settle(self, execution_id: str, attempt: int, settlement: Settlement) -> Settled | None:
         """Ends the attempt, once; None: no such execution."""
-        rows = await self._database.run(sql.SETTLE, _settle_parameters(execution_id, attempt, settlement))
+        sweep = {"sweep": self._sweep.uncertain, "sweep_released": self._sweep.released}
+        rows = await self._database.run(sql.SETTLE, _settle_parameters(execution_id, attempt, settlement) | sweep)
         if not rows:
             return None
         (row,) = rows
@@ -211,7 +229,8 @@ class Ledger:
 
     async def cancel(self, evaluation_id: UUID) -> Cancelled | None:
         """Ends what is pending at once; what runs learns of it by renewal. Harmless on an evaluation that is over."""
-        rows = await self._database.run(sql.CANCEL, {"evaluation": evaluation_id})
+        parameters = {"evaluation": evaluation_id, "sweep": self._sweep.uncertain}
+        rows = await self._database.run(sql.CANCEL, parameters)
         return Cancelled(rows[0].state, rows[0].cancelled, _report(rows[0])) if rows else None
 
     async def retry(self, evaluation_id: UUID) -> tuple[EvaluationState, int] | None:
@@ -240,11 +259,16 @@ class Ledger:
 
     async def take_due(self, most: int) -> list[Enqueue]:
         """Executions whose `sweep_at` has come, each with the number of the Cloud Task to make now. Once taken they are
-        due again in two minutes, unless `enqueued` says that the Cloud Task exists."""
-        return [Enqueue(r.id, r.enqueues) for r in await self._database.run(sql.TAKE_DUE, {"most": most})]
+        due again soon, unless `enqueued` says that the Cloud Task exists."""
+        rows = await self._database.run(sql.TAKE_DUE, {"most": most, "sweep": self._sweep.uncertain})
+        return [Enqueue(r.id, r.enqueues) for r in rows]
 
     async def enqueued(self, tasks: Sequence[Enqueue]) -> None:
-        parameters = {"ids": [t.execution_id for t in tasks], "numbers": [t.number for t in tasks]}
+        parameters = {
+            "ids": [t.execution_id for t in tasks],
+            "numbers": [t.number for t in tasks],
+            "sweep_enqueued": self._sweep.enqueued,
+        }
         await self._database.run(sql.ENQUEUED, parameters)
 
     async def all_due(self) -> None:
@@ -299,7 +323,7 @@ def _settle_parameters(execution_id: str, attempt: int, s: Settlement) -> dict[s
         "attempt": attempt,
         "outcome": s.outcome,
         "crashed": s.crashed,
-        "tries": s.tries,
+        "max_failures": s.max_failures,
         "error": _dump(s.error),
         "samples": _rows(s.samples),
         "runs": [{"n": n, "samples": [r.model_dump() for r in run]} for n, run in enumerate(s.runs, 1)],

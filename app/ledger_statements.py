@@ -48,8 +48,11 @@ _TYPES: dict[str, TypeEngine[Any]] = {
     "cost": Double(),
     "lease": Double(),
     "runs_due": Double(),
+    "sweep": Double(),
+    "sweep_released": Double(),
+    "sweep_enqueued": Double(),
     "attempt": Integer(),
-    "tries": Integer(),
+    "max_failures": Integer(),
     "remaining": Integer(),
     "most": Integer(),
     "position": Integer(),
@@ -98,7 +101,7 @@ WITH evaluation AS (
   RETURNING id, spec_digest
 ), plan AS (
   INSERT INTO task_executions (id, evaluation_id, kind, position, enqueues, sweep_at)
-  SELECT id || '.plan', id, 'plan', 0, 1, clock_timestamp() + interval '2 minutes' FROM evaluation WHERE id = :evaluation
+  SELECT id || '.plan', id, 'plan', 0, 1, clock_timestamp() + make_interval(secs => :sweep) FROM evaluation WHERE id = :evaluation
   ON CONFLICT (id) DO NOTHING
 )
 SELECT id, id = :evaluation AS created, spec_digest = :spec_digest AS same FROM evaluation
@@ -123,7 +126,7 @@ WITH target AS MATERIALIZED (
       finished_at = NULL,  -- it is; but CHECKs meet the snapshot's row first, which a retry may just have replaced
       crashes = d.crashes + (d.verdict = 'taken over')::int,
       lease_expires_at = clock_timestamp() + make_interval(secs => :lease),
-      sweep_at = clock_timestamp() + make_interval(secs => :lease) + interval '2 minutes'
+      sweep_at = clock_timestamp() + make_interval(secs => :lease + :sweep)
   FROM decision d WHERE e.id = d.id AND d.verdict IN ('claimed', 'taken over')
   RETURNING e.id, e.attempt, e.crashes
 ), lost AS (  -- the last progress of the attempt that died is all that is known of what it spent
@@ -157,7 +160,7 @@ WITH target AS MATERIALIZED (
   SELECT t.*,
          CASE WHEN t.attempt = :attempt AND t.state = 'running' THEN 'recorded'
               WHEN t.attempt = :attempt THEN 'already' ELSE 'stale' END AS verdict,
-         CASE WHEN :outcome = 'interrupted' OR (:outcome = 'failed' AND t.failures + 1 < :tries) THEN 'pending'
+         CASE WHEN :outcome = 'interrupted' OR (:outcome = 'failed' AND t.failures + 1 < :max_failures) THEN 'pending'
               ELSE :outcome END AS next
   FROM target t
 ), settled AS (
@@ -165,7 +168,7 @@ WITH target AS MATERIALIZED (
   SET state = d.next, failures = d.failures + (:outcome = 'failed')::int, error = :error,
       crashes = CASE WHEN jsonb_array_length(:samples) > 0 THEN 0 ELSE d.crashes END + (:crashed)::int,
       claim_id = NULL, worker = NULL, lease_expires_at = NULL,
-      sweep_at = CASE d.next WHEN 'pending' THEN clock_timestamp() + interval '10 minutes' END,
+      sweep_at = CASE d.next WHEN 'pending' THEN clock_timestamp() + make_interval(secs => :sweep_released) END,
       finished_at = CASE d.next WHEN 'pending' THEN NULL ELSE clock_timestamp() END
   FROM decision d WHERE e.id = d.id AND d.verdict = 'recorded'
   RETURNING e.id, e.evaluation_id, e.kind, e.state
@@ -198,7 +201,7 @@ WITH target AS MATERIALIZED (
   RETURNING 1
 ), report AS (
   INSERT INTO task_executions AS e (id, evaluation_id, kind, position, enqueues, sweep_at)
-  SELECT c.id || '.report', c.id, 'report', 2147483647, 1, clock_timestamp() + interval '2 minutes'
+  SELECT c.id || '.report', c.id, 'report', 2147483647, 1, clock_timestamp() + make_interval(secs => :sweep)
   FROM counted c WHERE c.kind <> 'report' AND c.remaining = 0
   {_REPORT_AGAIN}
   RETURNING e.id, e.enqueues
@@ -239,7 +242,7 @@ WITH mine AS MATERIALIZED (
 ), renewed AS (
   UPDATE task_executions e
   SET lease_expires_at = clock_timestamp() + make_interval(secs => :lease),
-      sweep_at = clock_timestamp() + make_interval(secs => :lease) + interval '2 minutes',
+      sweep_at = clock_timestamp() + make_interval(secs => :lease + :sweep),
       progress = coalesce(h.progress, e.progress)
   FROM held h WHERE e.id = h.id
 )
@@ -266,7 +269,7 @@ WITH pending AS MATERIALIZED (
   RETURNING v.id, v.remaining, n.n
 ), report AS (
   INSERT INTO task_executions AS e (id, evaluation_id, kind, position, enqueues, sweep_at)
-  SELECT f.id || '.report', f.id, 'report', 2147483647, 1, clock_timestamp() + interval '2 minutes'
+  SELECT f.id || '.report', f.id, 'report', 2147483647, 1, clock_timestamp() + make_interval(secs => :sweep)
   FROM flagged f WHERE f.remaining = 0 AND f.n > 0
   {_REPORT_AGAIN}
   RETURNING e.id, e.enqueues
@@ -323,7 +326,7 @@ WITH due AS MATERIALIZED (
   SELECT id FROM task_executions WHERE state IN ('pending', 'running') AND sweep_at <= now()
   ORDER BY sweep_at LIMIT :most FOR NO KEY UPDATE SKIP LOCKED
 )
-UPDATE task_executions e SET enqueues = e.enqueues + 1, sweep_at = clock_timestamp() + interval '2 minutes'
+UPDATE task_executions e SET enqueues = e.enqueues + 1, sweep_at = clock_timestamp() + make_interval(secs => :sweep)
 FROM due WHERE e.id = due.id
 RETURNING e.id, e.enqueues
 """,
@@ -339,7 +342,7 @@ WITH target AS MATERIALIZED (
     ON e.id = n.id COLLATE "C" AND e.enqueues = n.number
   WHERE e.state = 'pending' ORDER BY e.id FOR NO KEY UPDATE OF e
 )
-UPDATE task_executions e SET sweep_at = clock_timestamp() + interval '1 day' FROM target t WHERE e.id = t.id
+UPDATE task_executions e SET sweep_at = clock_timestamp() + make_interval(secs => :sweep_enqueued) FROM target t WHERE e.id = t.id
 """,
 )
 

@@ -17,7 +17,7 @@ from app.evaluations.submit import Submissions
 from app.execution import Executor
 from app.inline import Inline
 from app.leases import Leases
-from app.ledger import Ledger
+from app.ledger import Ledger, SweepTimes
 from app.queue import open_queue
 from app.runner.supervisor import Supervisor
 from app.settings import Settings, children_environment
@@ -64,7 +64,7 @@ async def open_services(settings: Settings) -> AsyncIterator[Services]:
         queue = await stack.enter_async_context(open_queue(settings))
         supervisor = await stack.enter_async_context(Supervisor(children_environment(), refuse_held_session))
         database = Database(engine, settings)
-        ledger = Ledger(database, lease=settings.lease, worker=settings.worker, revision=settings.revision)
+        ledger = open_ledger(database, settings)
         executor = Executor(
             ledger=ledger,
             queue=queue,
@@ -82,6 +82,11 @@ async def open_services(settings: Settings) -> AsyncIterator[Services]:
             reader=reader,
             inline=Inline(executor, submissions, reader),
         )
+
+
+def open_ledger(database: Database, settings: Settings) -> Ledger:
+    sweep = SweepTimes(settings.sweep_after, settings.sweep_after_release, settings.sweep_after_enqueue)
+    return Ledger(database, lease=settings.lease, worker=settings.worker, revision=settings.revision, sweep=sweep)
 
 
 async def first_look(services: Services) -> None:

@@ -51,7 +51,7 @@ def stopped(reason: Stopped, heard: Heard, seconds: float) -> Settlement:
             return _settlement(heard, "cancelled", Failure(error_class="cancelled", message="It was cancelled."))
         case "deadline":
             message = f"It reached the push's deadline after {seconds:.0f} s, with no checkpoint to resume from."
-            return _failed(heard, Failure(error_class="limit", message=message, final=True), tries=1)
+            return _failed(heard, Failure(error_class="limit", message=message, final=True), max_failures=1)
         case "drain":
             message = "The worker was told to stop."
         case "unreachable":
@@ -71,7 +71,7 @@ def planned(claim: Claim, heard: Heard, *, max_samples: int, runs_due: float) ->
         return _come_to_nothing(claim, heard)
     if len(plan.samples) > max_samples:
         message = f"It has {len(plan.samples)} samples × epochs, more than the {max_samples} allowed: use `limit`."
-        return _failed(heard, Failure(error_class="limit", message=message, final=True), tries=1)
+        return _failed(heard, Failure(error_class="limit", message=message, final=True), max_failures=1)
     size = len(plan.samples) if plan.whole else claim.spec.samples_per_execution
     runs = [plan.samples[i : i + size] for i in range(0, len(plan.samples), max(size, 1))]
     return _settlement(heard, "succeeded", runs=runs, runs_due=runs_due)
@@ -81,7 +81,7 @@ def ran(claim: Claim, heard: Heard) -> Settlement:
     """Succeeded only if each sample that ended has its score."""
     errors = [result.error for result, _ in heard.samples if result.error]
     failure = heard.failure or (errors[0] if errors else None)
-    return _failed(heard, failure, _tries(claim, failure)) if failure else _settlement(heard, "succeeded")
+    return _failed(heard, failure, _allowed(claim, failure)) if failure else _settlement(heard, "succeeded")
 
 
 def reported(claim: Claim, heard: Heard, missing: Sequence[Failure], log: str | None) -> Settlement:
@@ -117,15 +117,15 @@ def _without_result(missing: Sequence[Failure]) -> Failure:
 def _come_to_nothing(claim: Claim, heard: Heard) -> Settlement:
     nothing = Failure(error_class="infrastructure", message=f"The {claim.kind} came to no result.")
     failure = heard.failure or nothing
-    return _failed(heard, failure, _tries(claim, failure))
+    return _failed(heard, failure, _allowed(claim, failure))
 
 
-def _failed(heard: Heard, failure: Failure, tries: int) -> Settlement:
-    return _settlement(heard, "failed", failure, tries=tries, end=End("failed", error=failure))
+def _failed(heard: Heard, failure: Failure, max_failures: int) -> Settlement:
+    return _settlement(heard, "failed", failure, max_failures=max_failures, end=End("failed", error=failure))
 
 
-def _tries(claim: Claim, failure: Failure) -> int:
-    return 1 if failure.final else claim.spec.tries
+def _allowed(claim: Claim, failure: Failure) -> int:
+    return 1 if failure.final else claim.spec.max_failures
 
 
 def _settlement(heard: Heard, outcome: Outcome, error: Failure | None = None, **more: Any) -> Settlement:

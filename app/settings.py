@@ -164,6 +164,22 @@ class Settings(BaseSettings):
         default=3, ge=1, description="An execution whose attempts were lost so often without progress fails. Ours."
     )
 
+    sweep_after: Seconds = Field(
+        default=120,
+        description="The sweeper looks after so long (seconds) at an execution whose Cloud Task may not exist, or whose"
+        " lease has ended: longer than making a Cloud Task may take. Ours.",
+    )
+    sweep_after_release: Seconds = Field(
+        default=600,
+        description="And after so long (seconds) at one that an attempt gave back, for the queue to deliver again. Ours: ten"
+        " times the queue's longest back-off.",
+    )
+    sweep_after_enqueue: Seconds = Field(
+        default=86_400,
+        description="And after so long (seconds) at one whose Cloud Task exists: only a purge of the queue can have taken it."
+        " Ours: a day, so that a backlog is not enqueued again and again.",
+    )
+
     # The runner -------------------------------------------------------------------------------------------------------
     artifacts: str = Field(
         default="file://.proctor/artifacts", description="Where logs go: `gs://bucket/path` or `file://path`."

@@ -54,10 +54,23 @@ class Spec(BaseModel):
         default=None,
         description="Replaces the sandbox that the task declares. `local` isolates nothing.",
     )
+    retry_on_error: int | None = Field(
+        default=None,
+        ge=0,
+        le=100,
+        description="Run an errored sample again at once, so many times, within the same attempt. Default: the task's own,"
+        " else 0.",
+    )
+    checkpoint: Literal["turn", "minute", "off"] = Field(
+        default="minute",
+        description="How often the state of a running sample is saved, so that a lost worker costs no more than that: after"
+        " each of the agent's turns, once a minute, or never. For agents that checkpoint (Inspect's `react()` and"
+        " `deepagent()`, and those that use `checkpointer()`).",
+    )
     samples_per_execution: int = Field(
         default=1, ge=1, le=1000, description="Samples that one unit of queue work runs."
     )
-    tries: int = Field(
+    max_failures: int = Field(
         default=2,
         ge=1,
         le=10,

@@ -34,7 +34,7 @@ async def test_what_is_given_on_the_command_line_is_what_the_spec_says(proctor: 
         *("-T", "s=some text", "-T", 'q="007"', "-T", 'comma="a,b"', "-T", "day=2026-01-01", "-T", "e="),
         *("--limit", "3", "--epochs", "2", "--message-limit", "9", "--token-limit", "1000", "--time-limit", "60"),
         *("--working-limit", "50", "--cost-limit", "0.5", "--sandbox", "local", "--samples-per-execution", "4"),
-        *("--tries", "1", "--no-fail-on-error", "--tag", "suite=nightly", "--tag", "by=me=you"),
+        *("--max-failures", "1", "--no-fail-on-error", "--tag", "suite=nightly", "--tag", "by=me=you"),
     )
     assert ran.code == 0, ran.err
     spec = Spec.model_validate(json.loads(ran.out)["spec"])
@@ -55,7 +55,7 @@ async def test_what_is_given_on_the_command_line_is_what_the_spec_says(proctor: 
         fail_on_error=False,
         sandbox="local",
         samples_per_execution=4,
-        tries=1,
+        max_failures=1,
         tags={"suite": "nightly", "by": "me=you"},
     )
 
@@ -189,9 +189,9 @@ async def test_an_unknown_evaluation_is_said_in_one_line(proctor: Proctor, comma
 
 
 async def test_a_spec_that_the_service_refuses_is_said_in_one_line(proctor: Proctor) -> None:
-    ran = await proctor("submit", *TASK, "--tries", "11")
+    ran = await proctor("submit", *TASK, "--max-failures", "11")
     assert (ran.code, ran.out, ran.err.count("\n")) == (2, "", 1)
-    assert "tries" in ran.err
+    assert "max_failures" in ran.err
 
 
 async def test_nothing_is_submitted_where_the_command_is_wrong(proctor: Proctor) -> None:

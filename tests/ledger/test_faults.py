@@ -202,7 +202,7 @@ OPERATIONS = {
     "settle a run": Operation(run_claimed, settling(RUN_ENDS), "settle", already),
     "settle the last run": Operation(last_run_claimed, settling(RUN_ENDS), "settle", already),
     "settle a run to be tried again": Operation(
-        run_claimed, settling(Settlement("failed", tries=2)), "settle", already
+        run_claimed, settling(Settlement("failed", max_failures=2)), "settle", already
     ),
     "settle a report": Operation(report_claimed, settling(Settlement("succeeded", end=SUCCEEDED)), "settle", already),
     "cancel": Operation(run_claimed, lambda ledger, scene: ledger.cancel(scene.evaluation), "cancel", nothing_left),

@@ -90,7 +90,7 @@ class Crowd:
         self.did["record" if recorded else "stale record"] += 1
         outcome = self.random.choice(OUTCOMES)
         if outcome:
-            settled = await settle(self.ledger, claim, outcome, tries=TRIES, samples=samples, end=SUCCEEDED)
+            settled = await settle(self.ledger, claim, outcome, max_failures=TRIES, samples=samples, end=SUCCEEDED)
             self.did[f"settle {settled.verdict}"] += 1
         else:
             self.held.pop(execution, None)  # its worker died: nobody renews it

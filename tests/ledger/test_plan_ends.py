@@ -31,7 +31,7 @@ async def test_a_plan_that_is_tried_again_does_not_report_yet(
     ledger: Ledger, database: Database, outcome: Outcome
 ) -> None:
     evaluation = await submitted(ledger)
-    first = await settle(ledger, await claim(ledger, f"{evaluation}.plan"), outcome, tries=2)
+    first = await settle(ledger, await claim(ledger, f"{evaluation}.plan"), outcome, max_failures=2)
 
     assert (first.state, first.report) == ("pending", None)
     assert (await rows.evaluation(database, evaluation)).remaining == 1

@@ -105,14 +105,16 @@ def evaluation(n: int) -> UUID:
 LARGE, OPEN, OVER = evaluation(1), evaluation(11), evaluation(2)
 RUNNING, PENDING = f"{LARGE}.5051", f"{LARGE}.5052"
 SAMPLE = {"sample_id": "5051", "epoch": 1, "scores": {}, "usage": {}, "transcript": "file:///logs/b.eval"}
-SUBMITTED = {"evaluation": uuid4(), "created_by": "user-1", "spec": {"task": "t"}, "spec_digest": ""}
-CLAIMED = {"claim_id": uuid4(), "worker": "worker", "revision": "", "lease": 120.0, "push": None}
+SUBMITTED = {"evaluation": uuid4(), "created_by": "user-1", "spec": {"task": "t"}, "spec_digest": "", "sweep": 120.0}
+CLAIMED = {"claim_id": uuid4(), "worker": "worker", "revision": "", "lease": 120.0, "push": None, "sweep": 120.0}
 SETTLED: dict[str, Any] = {
     "id": RUNNING,
     "attempt": 1,
     "outcome": "succeeded",
     "crashed": False,
-    "tries": 1,
+    "max_failures": 1,
+    "sweep": 120.0,
+    "sweep_released": 600.0,
     "error": None,
     "samples": [SAMPLE],
     "runs": [],
@@ -141,15 +143,18 @@ CASES: dict[str, tuple[TextClause, dict[str, Any]]] = {
     "settle": (sql.SETTLE, SETTLED),
     "settle a fan-out": (sql.SETTLE, SETTLED | {"runs": FAN_OUT}),
     "record": (sql.RECORD, {"id": RUNNING, "attempt": 1, "samples": [SAMPLE]}),
-    "renew": (sql.RENEW, {"mine": MINE, "lease": 120.0}),
-    "cancel": (sql.CANCEL, {"evaluation": OPEN}),
+    "renew": (sql.RENEW, {"mine": MINE, "lease": 120.0, "sweep": 120.0}),
+    "cancel": (sql.CANCEL, {"evaluation": OPEN, "sweep": 120.0}),
     "lock to retry": (sql.LOCK_TO_RETRY, {"evaluation": OVER}),
     "rearm runs": (sql.REARM, {"evaluation": OVER, "what": "runs"}),
     "rearm the report": (sql.REARM, {"evaluation": OVER, "what": "report"}),
     "reopen": (sql.REOPEN, {"evaluation": OVER, "remaining": 0}),
-    "take due": (sql.TAKE_DUE, {"most": 500}),
-    "enqueued": (sql.ENQUEUED, {"ids": [f"{evaluation(n)}.100" for n in (11, 111)], "numbers": [1, 1]}),
-    "unfinished": (sql.UNFINISHED, {"evaluation": OPEN}),
+    "take due": (sql.TAKE_DUE, {"most": 500, "sweep": 120.0}),
+    "enqueued": (
+        sql.ENQUEUED,
+        {"ids": [f"{evaluation(n)}.100" for n in (11, 111)], "numbers": [1, 1], "sweep_enqueued": 86400.0},
+    ),
+    "unfinished": (sql.UNFINISHED, {"evaluation": OPEN, "sweep": 120.0}),
     "scored": (sql.SCORED, {"id": RUNNING}),
     "to report": (sql.TO_REPORT, {"evaluation": OVER}),
     "plan": (sql.PLAN, {"id": f"{OPEN}.plan"}),

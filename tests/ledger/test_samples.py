@@ -97,7 +97,7 @@ async def test_the_epochs_of_a_sample_are_results_of_their_own(ledger: Ledger, d
 
 async def test_a_failed_attempt_leaves_the_samples_that_it_scored(ledger: Ledger, database: Database) -> None:
     run = await claim(ledger, f"{await planned(ledger, samples=2)}.1")
-    await settle(ledger, run, "failed", tries=2, samples=[scored(1), errored(1001)])
+    await settle(ledger, run, "failed", max_failures=2, samples=[scored(1), errored(1001)])
     assert await ledger.scored(await claim(ledger, run.execution_id)) == {("1", 1)}
 
 
@@ -147,8 +147,8 @@ async def test_the_report_gets_every_sample_in_the_plans_order_or_the_reason_why
 
 async def test_the_report_learns_how_the_plan_ended(ledger: Ledger) -> None:
     evaluation = await submitted(ledger)
-    await settle(ledger, await claim(ledger, f"{evaluation}.plan"), "failed", tries=2, error=FAULT)
-    await settle(ledger, await claim(ledger, f"{evaluation}.plan"), "failed", tries=2, error=FAULT)
+    await settle(ledger, await claim(ledger, f"{evaluation}.plan"), "failed", max_failures=2, error=FAULT)
+    await settle(ledger, await claim(ledger, f"{evaluation}.plan"), "failed", max_failures=2, error=FAULT)
     plan = await ledger.plan(evaluation)
     assert (plan.state, plan.attempt, plan.error) == ("failed", 2, FAULT)
     assert (await ledger.to_report(evaluation)).transcripts == ()

@@ -70,7 +70,7 @@ async def test_one_settle_sent_fifty_times_at_once_is_recorded_once(ledger: Ledg
 
 
 @pytest.mark.parametrize(
-    ("outcome", "tries", "state"),
+    ("outcome", "max_failures", "state"),
     [
         ("succeeded", 1, "succeeded"),
         ("failed", 1, "failed"),
@@ -80,12 +80,12 @@ async def test_one_settle_sent_fifty_times_at_once_is_recorded_once(ledger: Ledg
     ],
 )
 async def test_a_settle_whose_reply_was_lost_is_answered_already_with_the_same_state(
-    ledger: Ledger, database: Database, engine: AsyncEngine, outcome: Outcome, tries: int, state: str
+    ledger: Ledger, database: Database, engine: AsyncEngine, outcome: Outcome, max_failures: int, state: str
 ) -> None:
     evaluation = await planned(ledger, 2)
     run = await claim(ledger, f"{evaluation}.1")
     with lost_reply(engine) as lost:
-        settled = await settle(ledger, run, outcome, tries=tries, samples=[scored(1)])
+        settled = await settle(ledger, run, outcome, max_failures=max_failures, samples=[scored(1)])
 
     assert len(lost) == 1
     assert (settled.verdict, settled.state) == ("already", state)
@@ -119,7 +119,7 @@ async def test_a_failure_with_tries_left_is_pending_again_and_the_last_one_is_fi
     states = []
     for _ in range(3):
         run = await claim(ledger, f"{evaluation}.1")
-        states.append((await settle(ledger, run, "failed", tries=3, error=FAULT)).state)
+        states.append((await settle(ledger, run, "failed", max_failures=3, error=FAULT)).state)
 
     assert states == ["pending", "pending", "failed"]
     row = await rows.execution(database, f"{evaluation}.1")
@@ -133,7 +133,7 @@ async def test_a_failure_that_leaves_tries_does_not_count_the_execution_as_done(
 ) -> None:
     evaluation = await planned(ledger)
     run = await claim(ledger, f"{evaluation}.1")
-    await settle(ledger, run, "failed", tries=2)
+    await settle(ledger, run, "failed", max_failures=2)
     assert (await rows.evaluation(database, evaluation)).remaining == 1
     assert await rows.reports(database, evaluation) == 0
 
@@ -142,7 +142,7 @@ async def test_an_interruption_is_never_charged(ledger: Ledger, database: Databa
     evaluation = await planned(ledger)
     for _ in range(5):
         run = await claim(ledger, f"{evaluation}.1")
-        assert (await settle(ledger, run, "interrupted", tries=1)).state == "pending"
+        assert (await settle(ledger, run, "interrupted", max_failures=1)).state == "pending"
 
     row = await rows.execution(database, f"{evaluation}.1")
     assert (row.failures, row.crashes, row.attempt) == (0, 0, 5)

@@ -13,7 +13,7 @@ PATIENCE = 120
 
 
 def spec(task: str = NUMBERS, **fields: Any) -> dict[str, Any]:
-    return {"task": task, "model": "mockllm/model", "tries": 1, **fields}
+    return {"task": task, "model": "mockllm/model", "max_failures": 1, **fields}
 
 
 async def submit(client: httpx.AsyncClient, body: dict[str, Any]) -> str:

@@ -108,7 +108,7 @@ async def test_an_errored_sample_fails_the_evaluation_unless_the_spec_allows_it(
 
 
 async def test_a_sample_that_fails_once_is_tried_again_and_replaced(client: httpx.AsyncClient, tmp_path: Path) -> None:
-    view = await run(client, spec(task_args={"n": 1, "how": f"once:{tmp_path}/flag"}, tries=2))
+    view = await run(client, spec(task_args={"n": 1, "how": f"once:{tmp_path}/flag"}, max_failures=2))
     assert view["state"] == "succeeded"
     execution = (await client.get(f"/executions/{view['id']}.1")).json()
     assert [a["outcome"] for a in execution["attempts"]] == ["failed", "succeeded"]

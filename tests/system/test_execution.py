@@ -44,7 +44,7 @@ async def services(postgres: str, tmp_path_factory: pytest.TempPathFactory) -> A
 
 async def planned(ledger: Ledger, *runs: list[int], **args: Any) -> UUID:
     """An evaluation whose plan is settled with these runs."""
-    spec = Spec(task=NUMBERS, model="mockllm/model", task_args={"n": 4, **args}, tries=1)
+    spec = Spec(task=NUMBERS, model="mockllm/model", task_args={"n": 4, **args}, max_failures=1)
     evaluation = (await ledger.submit(spec, "me")).evaluation_id
     claim = await ledger.claim(f"{evaluation}.plan", uuid4())
     assert claim
