@@ -5,10 +5,7 @@ one statement for the whole worker, and the end is settled in one statement that
 """
 
 import asyncio
-import shutil
 import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -18,29 +15,25 @@ import structlog
 
 from app.artifacts import Artifacts
 from app.errors import DatabaseUnavailable
+from app.hearing import Ear
 from app.leases import Lease, Leases
 from app.ledger import Claim, Ledger, Settled, Settlement, State
-from app.outcomes import Heard, Stopped, crashed, foreseen, nothing_to_report, planned, ran, reported, stopped, unheard
+from app.outcomes import Heard, Stopped, crashed, foreseen, nothing_to_report, planned, ran, reported, stopped
 from app.queue import Queue, enqueue, enqueue_due
-from app.runner.messages import (
-    ENDED,
-    LOGS,
-    Checkpointed,
-    Done,
-    Failure,
-    Job,
-    Message,
-    Planned,
-    Progress,
-    Reported,
-    SampleEnded,
-    SampleResult,
-    Started,
-)
-from app.runner.supervisor import Child, Crashed, Supervisor
+from app.runner.messages import ENDED, LOGS, Failure, Job
+from app.runner.supervisor import Child, Supervisor
+from app.saved import Saved, Shipping
+from app.scratch import Scratch
 from app.settings import Settings
 
 PLAN_LOG = "plan.eval"
+
+DEADLINE_PAUSE = 0.5
+"""Share of the deadline's margin in which a child may finish its turn; the rest is for ending, shipping and settling."""
+
+DRAIN_PAUSE, DRAIN_GRACE = 2.0, 2.5
+"""Seconds for a child to finish its turn, and then to end. Ours: of the 10 s that Cloud Run gives; the rest is for shipping
+and settling."""
 
 _Why = Stopped | Literal["lost"]
 log = structlog.get_logger(__name__)
@@ -80,6 +73,8 @@ class Executor:
     ledger: Ledger
     queue: Queue
     artifacts: Artifacts
+    saved: Saved
+    scratch: Scratch
     supervisor: Supervisor
     leases: Leases
     settings: Settings
@@ -87,6 +82,8 @@ class Executor:
     async def execute(self, push: Push) -> Answer:
         """Claims, runs, settles, enqueues what comes next, and answers. Raises only what is nobody's outcome:
         `DatabaseUnavailable`, and mistakes of ours."""
+        if self.leases.draining:
+            return Answer("again", push.execution_id, "This worker is about to end: another will take it.")
         claim = await self.ledger.claim(push.execution_id, push.claim_id, push.headers)
         if claim is None:
             return Answer("unknown", push.execution_id, "There is no such execution.")
@@ -102,12 +99,14 @@ class Executor:
             settlement = foreseen(claim, self.settings.max_crashes) or await self._try(claim, push, lease)
             if settlement is None:
                 return _again(claim, "Another attempt holds it now.")
+            lease.settling = True
             settled = await self.ledger.settle(claim.execution_id, claim.attempt, settlement)
         if settled is None or settled.verdict == "stale":
             return _again(claim, "Another attempt holds it now; nothing of this one was recorded.")
         _tell(claim, settlement, settled, push)
         if not push.alone:
             await self._enqueue_next(settled)
+        await self._tidy(claim, settlement)
         return _settled(claim, settlement, settled)
 
     async def _try(self, claim: Claim, push: Push, lease: Lease) -> Settlement | None:
@@ -122,22 +121,26 @@ class Executor:
 
     async def _attempt(self, claim: Claim, push: Push, lease: Lease) -> Settlement | None:
         """None: the lease was lost, and with it the right to say anything."""
-        async with self._scratch(claim) as directory:
-            job = await self._prepare(claim, directory)
+        async with self.scratch.folder(claim.execution_id, claim.attempt) as directory:
+            interrupted = await self.ledger.interrupted(claim)
+            job = await self._prepare(claim, directory, interrupted)
             if isinstance(job, Settlement):
                 return job
-            heard = Heard()
-            async with self.supervisor.run(job) as child:
-                why = await self._listen(child, lease, push, _Ear(self, job, lease, heard))
+            shipping = Shipping(self.artifacts, job, lambda: self._further(claim))
+            ear = Ear(self.ledger, self.artifacts, job, lease, shipping, interrupted[0] if interrupted else None)
+            async with shipping, self.supervisor.run(job) as child:
+                why = await self._listen(child, lease, push, ear)
             if why == "lost":
                 return None
-            if why is None and heard.crash is None:
-                return await self._conclude(claim, job, heard, push)
-            for name in heard.logs():
+            if why is None and ear.heard.crash is None:
+                settlement = await self._conclude(claim, job, ear.heard, push)
+                await self.saved.keep(job, settlement)
+                return settlement
+            for name in ear.heard.logs():
                 await self.ship(job, ENDED, name)
-            return stopped(why, heard, time.monotonic() - push.began) if why else crashed(heard)
+            return stopped(why, ear.heard, time.monotonic() - push.began) if why else crashed(ear.heard)
 
-    async def _prepare(self, claim: Claim, directory: Path) -> Job | Settlement:
+    async def _prepare(self, claim: Claim, directory: Path, interrupted: list[int]) -> Job | Settlement:
         """The child's work; or the end at once, if there is none to do."""
         job = Job(
             kind=claim.kind,
@@ -148,38 +151,68 @@ class Executor:
             directory=str(directory),
             merged_log_limit_bytes=self.settings.merged_log_limit,
         )
-        if claim.kind == "run":
-            scored = await self.ledger.scored(claim)
-            left = tuple(s for s in claim.samples if (str(s.id), s.epoch) not in scored)
-            return job.model_copy(update={"samples": left}) if left else Settlement("succeeded")
-        if claim.kind == "report":
-            plan = await self.ledger.plan(claim.evaluation_id)
-            to_report = await self.ledger.to_report(claim.evaluation_id)
-            if plan.state != "succeeded" or not to_report.transcripts:
-                return nothing_to_report(to_report.missing, plan.error)
-            plan_log = self.artifacts.url(job.evaluation_id, f"{job.evaluation_id}.plan", plan.attempt, PLAN_LOG)
-            return job.model_copy(update={"plan_log": plan_log, "transcripts": to_report.transcripts})
-        return job
+        left = await self.saved.left_by(job, interrupted)
+        if left.outcome is not None:
+            log.info("recording what an earlier attempt came to", outcome=left.outcome.outcome)
+            return left.outcome
+        match claim.kind:
+            case "run":
+                return await self._prepare_run(claim, job, left.resumable)
+            case "report":
+                return await self._prepare_report(claim, job)
+            case "plan":
+                return job
 
-    async def _listen(self, child: Child, lease: Lease, push: Push, ear: "_Ear") -> "_Why | None":
+    async def _prepare_run(self, claim: Claim, job: Job, resumable: int | None) -> Job | Settlement:
+        scored = await self.ledger.scored(claim)
+        done = tuple(s for s in claim.samples if (str(s.id), s.epoch) in scored)
+        if len(done) == len(claim.samples):
+            return Settlement("succeeded")
+        if resumable is not None:
+            await self.saved.fetch(job, resumable)
+        return job.model_copy(update={"samples": claim.samples, "scored": done, "resumes": resumable})
+
+    async def _prepare_report(self, claim: Claim, job: Job) -> Job | Settlement:
+        plan = await self.ledger.plan(claim.evaluation_id)
+        to_report = await self.ledger.to_report(claim.evaluation_id)
+        if plan.state != "succeeded" or not to_report.transcripts:
+            return nothing_to_report(to_report.missing, plan.error)
+        plan_log = self.artifacts.url(job.evaluation_id, f"{job.evaluation_id}.plan", plan.attempt, PLAN_LOG)
+        return job.model_copy(update={"plan_log": plan_log, "transcripts": to_report.transcripts})
+
+    async def _listen(self, child: Child, lease: Lease, push: Push, ear: Ear) -> "_Why | None":
         """Hears the child out (None), or says why it must be stopped."""
-        left = self.settings.dispatch_deadline - self.settings.deadline_margin - (time.monotonic() - push.began)
         hearing = asyncio.create_task(ear.hear(child))
         try:
-            either: set[asyncio.Future[Any]] = {hearing, lease.ended}
-            done, _ = await asyncio.wait(either, timeout=left, return_when=asyncio.FIRST_COMPLETED)
+            why = await self._until_stopped(child, hearing, lease, push, ear)
         except asyncio.CancelledError:
-            await _quietly(hearing)
-            return "drain"
-        if hearing in done:
+            why = "drain"
+        if hearing.done():
             hearing.result()
             return None
         await _quietly(hearing)
-        if not done:
-            return "deadline"
-        why = lease.ended.result()
         if why == "lost":
             child.kill()  # what it does from here on could not be recorded
+        if why == "drain":
+            child.grace = DRAIN_GRACE
+        return why
+
+    async def _until_stopped(
+        self, child: Child, hearing: asyncio.Task[None], lease: Lease, push: Push, ear: Ear
+    ) -> "_Why | None":
+        """Returns when the child has ended, or must end: after the turn it is in, if there is time."""
+        margin = self.settings.deadline_margin
+        left = self.settings.dispatch_deadline - margin - (time.monotonic() - push.began)
+        if not await _any({hearing, lease.ended}, left):
+            child.wind_down()
+            await _any({hearing, ear.paused, lease.ended}, margin * DEADLINE_PAUSE)
+            return lease.ended.result() if lease.ended.done() else "deadline"
+        if not lease.ended.done():
+            return None
+        why = lease.ended.result()
+        if why == "drain":
+            child.wind_down()
+            await _any({hearing, ear.paused}, DRAIN_PAUSE)
         return why
 
     async def _conclude(self, claim: Claim, job: Job, heard: Heard, push: Push) -> Settlement:
@@ -196,14 +229,16 @@ class Executor:
         merged = await self.ship(job, LOGS, heard.reported.log) if heard.reported else None
         return reported(claim, heard, missing, merged)
 
-    def url(self, job: Job, name: str) -> str:
-        return self.artifacts.url(job.evaluation_id, job.execution_id, job.attempt, name)
-
     async def ship(self, job: Job, folder: str, name: str, as_name: str | None = None) -> str:
         """Copies a log of the attempt to the artifacts; returns its URL there."""
-        url = self.url(job, as_name or name)
+        url = self.artifacts.url(job.evaluation_id, job.execution_id, job.attempt, as_name or name)
         await self.artifacts.ship(Path(job.directory, folder, name), url)
         return url
+
+    async def _further(self, claim: Claim) -> None:
+        """A checkpoint is progress: crashes before it do not count any more."""
+        if claim.crashes:
+            await self.ledger.record(claim.execution_id, claim.attempt, [])
 
     async def _enqueue_next(self, settled: Settled) -> None:
         if settled.report:
@@ -211,61 +246,18 @@ class Executor:
         if settled.runs:
             await enqueue_due(self.ledger, self.queue)
 
-    @asynccontextmanager
-    async def _scratch(self, claim: Claim) -> AsyncIterator[Path]:
-        """The attempt's own local folder; on Cloud Run it is memory, so it goes with the attempt."""
-        directory = (self.settings.scratch / claim.execution_id / str(claim.attempt)).absolute()
-        directory.mkdir(parents=True, exist_ok=True)
-        try:
-            yield directory
-        finally:
-            await asyncio.to_thread(shutil.rmtree, directory, ignore_errors=True)
-            with suppress(OSError):  # another attempt's folder is beside it
-                directory.parent.rmdir()
+    async def _tidy(self, claim: Claim, settlement: Settlement) -> None:
+        """Nobody resumes from what has ended. The report's end also takes what others could not delete."""
+        if claim.kind == "report":
+            await self.saved.discard(str(claim.evaluation_id))
+        elif claim.kind == "run" and settlement.outcome != "interrupted":
+            await self.saved.discard(str(claim.evaluation_id), claim.execution_id)
 
 
-class _Ear:
-    """Takes in what a child says, and records samples on the way. The last sample's record is the settle's."""
-
-    def __init__(self, executor: Executor, job: Job, lease: Lease, heard: Heard) -> None:
-        self._executor = executor
-        self._job = job
-        self._lease = lease
-        self._heard = heard
-
-    async def hear(self, child: Child) -> None:
-        async for message in child:
-            await self._take(message)
-
-    async def _take(self, message: Message | Crashed) -> None:
-        heard = self._heard
-        match message:
-            case Started():
-                heard.started = message
-            case Progress():
-                heard.progress = message
-                self._lease.progress = message.model_dump(exclude={"type"})
-            case Planned():
-                heard.planned = message
-            case SampleEnded(result=result):
-                await self._record(result)
-            case Reported():
-                heard.reported = message
-            case Done(failure=failure):
-                heard.failure = failure
-            case Crashed():
-                heard.crash = str(message)
-            case Checkpointed():
-                pass
-
-    async def _record(self, result: SampleResult) -> None:
-        """The log goes before the row: what the ledger points at is there."""
-        job, executor = self._job, self._executor
-        self._heard.samples.append((result, executor.url(job, result.log)))
-        if unheard(job.samples, self._heard):
-            await executor.ship(job, ENDED, result.log)
-            if not await executor.ledger.record(job.execution_id, job.attempt, self._heard.samples[-1:]):
-                self._lease.end("lost")
+async def _any(futures: set["asyncio.Future[Any]"], seconds: float) -> bool:
+    """Whether one of them is done within the time."""
+    done, _ = await asyncio.wait(futures, timeout=max(seconds, 0), return_when=asyncio.FIRST_COMPLETED)
+    return bool(done)
 
 
 async def _quietly(task: asyncio.Task[None]) -> None:

@@ -7,8 +7,6 @@ by the queue; if the request dies, the sweeper enqueues what is left.
 import asyncio
 import time
 from dataclasses import dataclass
-from pathlib import Path
-from tempfile import TemporaryDirectory
 from uuid import UUID, uuid4
 
 from app.errors import Conflict, InvalidRequest
@@ -50,14 +48,14 @@ class Inline:
     async def _push(self, evaluation: UUID, execution_id: str, began: float, limit: asyncio.Semaphore) -> None:
         async with limit:
             answer = await self.executor.execute(Push(execution_id, alone=True, runs_due=RUNS_DUE, began=began))
-        if answer.kind == "again" and answer.state == "running":
+        if answer.kind == "again" and answer.state != "pending":
             raise Conflict(f"{answer.message} See GET /evaluations/{evaluation}.")
 
     async def _check(self, spec: Spec) -> None:
         """Plans without the ledger: a mistake in the spec is answered at once."""
-        with TemporaryDirectory(prefix="check-", dir=_made(self.executor.settings.scratch)) as directory:
-            name = f"check-{uuid4()}"
-            job = Job(kind="plan", evaluation_id=name, execution_id=name, attempt=1, spec=spec, directory=directory)
+        name = f"check-{uuid4()}"
+        async with self.executor.scratch.folder(name) as folder:
+            job = Job(kind="plan", evaluation_id=name, execution_id=name, attempt=1, spec=spec, directory=str(folder))
             samples = 0
             async with self.executor.supervisor.run(job) as child:
                 async for message in child:
@@ -74,8 +72,3 @@ class Inline:
                 f"It has {samples} samples × epochs; one request runs at most {most}. Set `limit`, or send it to"
                 " POST /evaluations, which has no such bound."
             )
-
-
-def _made(directory: Path) -> Path:
-    directory.mkdir(parents=True, exist_ok=True)
-    return directory.absolute()

@@ -20,18 +20,20 @@ from app.settings import Settings
 RETRY_EVERY = 2.0
 """Seconds between two tries of a renewal that failed. DESIGN's number, ours."""
 
-Reason = Literal["lost", "cancel", "unreachable"]
+Reason = Literal["lost", "cancel", "unreachable", "drain"]
 log = structlog.get_logger(__name__)
 
 
 class Lease:
     """One attempt's right to act. `ended` resolves to why it must stop: `lost` (another attempt holds it), `cancel` (the
-    user wishes so) or `unreachable` (no renewal for too long)."""
+    user wishes so), `unreachable` (no renewal for too long) or `drain` (the worker is to end)."""
 
     def __init__(self, execution_id: str, attempt: int) -> None:
         self.execution_id = execution_id
         self.attempt = attempt
         self.progress: dict[str, Any] | None = None
+        self.settling = False
+        """Its end is being recorded: a renewal that crosses it finds nothing to renew, and that means nothing."""
         self.ended: asyncio.Future[Reason] = asyncio.get_running_loop().create_future()
         self._renewed = time.monotonic()
 
@@ -45,6 +47,8 @@ class Lease:
 
     def learn(self, renewal: Renewal) -> None:
         self._renewed = time.monotonic()
+        if self.settling:
+            return
         if renewal.lost:
             self.end("lost")
         elif renewal.cancel:
@@ -66,6 +70,9 @@ class Leases:
         self._leases: dict[tuple[str, int], Lease] = {}
         self._renewing: asyncio.Task[None] | None = None
         self._emptied = asyncio.Event()
+        self._emptied.set()
+        self.draining = False
+        """The worker is to end: nothing may be claimed any more."""
 
     def __len__(self) -> int:
         return len(self._leases)
@@ -74,6 +81,8 @@ class Leases:
     async def hold(self, execution_id: str, attempt: int) -> AsyncIterator[Lease]:
         """Renews the lease for as long as the block lasts."""
         lease = Lease(execution_id, attempt)
+        if self.draining:
+            lease.end("drain")
         self._leases[execution_id, attempt] = lease
         self._emptied.clear()
         if self._renewing is None or self._renewing.done():
@@ -84,6 +93,13 @@ class Leases:
             del self._leases[execution_id, attempt]
             if not self._leases:
                 self._emptied.set()
+
+    async def drain(self) -> None:
+        """Ends everything that is held; returns when it has been given back."""
+        self.draining = True
+        for lease in tuple(self._leases.values()):
+            lease.end("drain")
+        await self._emptied.wait()
 
     async def _renew_all(self) -> None:
         """Ends by itself when nothing is held; a renewal under way is never cancelled, which would cost a connection."""

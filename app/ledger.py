@@ -280,6 +280,13 @@ class Ledger:
         rows = await self._database.run(sql.SCORED, {"id": claim.execution_id})
         return {(r.sample_id, r.epoch) for r in rows}
 
+    async def interrupted(self, claim: Claim) -> list[int]:
+        """Attempts since the last that ended by itself, newest first: none of them was the evaluation's own end."""
+        if claim.attempt == 1:
+            return []
+        parameters = {"id": claim.execution_id, "attempt": claim.attempt}
+        return [r.attempt for r in await self._database.run(sql.INTERRUPTED, parameters)]
+
     async def unfinished(self, evaluation_id: UUID) -> list[str]:
         """Ids of the evaluation's executions that are not terminal."""
         return [r.id for r in await self._database.run(sql.UNFINISHED, {"evaluation": evaluation_id})]

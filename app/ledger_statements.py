@@ -72,15 +72,16 @@ def _statement(name: str, sql: str) -> TextClause:
 
 # A scored sample is never replaced; an errored one is, by a later attempt. `source`: the CTE that holds the execution.
 _RESULTS_OF = """INSERT INTO sample_results AS r (evaluation_id, sample_id, epoch, execution_id, attempt, scores, usage, cost,
-                                   "limit", error, duration, transcript)
+                                   "limit", error, duration, transcript, note)
   SELECT s.evaluation_id, n.sample_id, n.epoch, s.id, :attempt, n.scores, n.usage, n.cost, n."limit", n.error, n.duration,
-         n.transcript
+         n.transcript, n.note
   FROM {source} s, jsonb_to_recordset(:samples) AS n(sample_id text, epoch int, scores jsonb, usage jsonb, cost float8,
-                                                     "limit" text, error jsonb, duration float8, transcript text)
+                                                     "limit" text, error jsonb, duration float8, transcript text,
+                                                     note text)
   ON CONFLICT (evaluation_id, sample_id, epoch) DO UPDATE
   SET execution_id = excluded.execution_id, attempt = excluded.attempt, scores = excluded.scores, usage = excluded.usage,
       cost = excluded.cost, "limit" = excluded."limit", error = excluded.error, duration = excluded.duration,
-      transcript = excluded.transcript, recorded_at = clock_timestamp()
+      transcript = excluded.transcript, note = excluded.note, recorded_at = clock_timestamp()
   WHERE r.error IS NOT NULL AND r.attempt < excluded.attempt"""
 
 # After a retry of the evaluation, or a report that a cancellation overtook, the same row reports again.
@@ -101,7 +102,8 @@ WITH evaluation AS (
   RETURNING id, spec_digest
 ), plan AS (
   INSERT INTO task_executions (id, evaluation_id, kind, position, enqueues, sweep_at)
-  SELECT id || '.plan', id, 'plan', 0, 1, clock_timestamp() + make_interval(secs => :sweep) FROM evaluation WHERE id = :evaluation
+  SELECT id || '.plan', id, 'plan', 0, 1, clock_timestamp() + make_interval(secs => :sweep)
+  FROM evaluation WHERE id = :evaluation
   ON CONFLICT (id) DO NOTHING
 )
 SELECT id, id = :evaluation AS created, spec_digest = :spec_digest AS same FROM evaluation
@@ -342,7 +344,8 @@ WITH target AS MATERIALIZED (
     ON e.id = n.id COLLATE "C" AND e.enqueues = n.number
   WHERE e.state = 'pending' ORDER BY e.id FOR NO KEY UPDATE OF e
 )
-UPDATE task_executions e SET sweep_at = clock_timestamp() + make_interval(secs => :sweep_enqueued) FROM target t WHERE e.id = t.id
+UPDATE task_executions e SET sweep_at = clock_timestamp() + make_interval(secs => :sweep_enqueued)
+FROM target t WHERE e.id = t.id
 """,
 )
 
@@ -383,6 +386,19 @@ WHERE e.evaluation_id = :evaluation AND e.kind = 'run' ORDER BY e.position, x.pl
 """,
 )
 
+# The attempts since the last that ended by itself: what these left behind may be gone on with.
+INTERRUPTED = _statement(
+    "interrupted",
+    """
+SELECT a.attempt FROM execution_attempts a
+WHERE a.execution_id = :id AND a.attempt < :attempt AND a.attempt > (
+  SELECT coalesce(max(b.attempt), 0) FROM execution_attempts b
+  WHERE b.execution_id = :id AND b.attempt < :attempt AND b.outcome IN ('succeeded', 'failed', 'cancelled')
+)
+ORDER BY a.attempt DESC
+""",
+)
+
 UNFINISHED = _statement(
     "unfinished",
     """
@@ -397,7 +413,8 @@ SAMPLES_PAGE = _statement(
     "samples_page",
     """
 SELECT e.position, x.place, x.sample, e.id AS execution, e.state, r.attempt, r.scores, r.usage, r.cost, r."limit", r.error,
-       r.duration, r.transcript, CASE WHEN r.transcript IS NULL AND e.state = 'failed' THEN e.error END AS execution_error
+       r.duration, r.transcript, r.note,
+       CASE WHEN r.transcript IS NULL AND e.state = 'failed' THEN e.error END AS execution_error
 FROM task_executions e CROSS JOIN LATERAL jsonb_array_elements(e.samples) WITH ORDINALITY AS x(sample, place)
 LEFT JOIN LATERAL (
   SELECT * FROM sample_results

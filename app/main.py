@@ -20,6 +20,8 @@ from app.leases import Leases
 from app.ledger import Ledger, SweepTimes
 from app.queue import open_queue
 from app.runner.supervisor import Supervisor
+from app.saved import Saved
+from app.scratch import Scratch
 from app.settings import Settings, children_environment
 from app.web import evaluations, health, problems, tasks
 from app.web.state import Services
@@ -41,6 +43,7 @@ def create_app(settings: Settings) -> FastAPI:
             except (DatabaseRefused, SettingsError) as refusal:
                 app.state.refused = refusal
                 raise
+            app.state.leases = services.executor.leases
             yield {"services": services}
 
     app = FastAPI(
@@ -50,6 +53,7 @@ def create_app(settings: Settings) -> FastAPI:
         version="0.1.0",
     )
     app.state.refused = None
+    app.state.leases = None
     problems.install(app)
     app.add_middleware(problems.BodyLimit, limit=settings.max_body)
     for router in (evaluations.router, tasks.router, health.router):
@@ -65,10 +69,13 @@ async def open_services(settings: Settings) -> AsyncIterator[Services]:
         supervisor = await stack.enter_async_context(Supervisor(children_environment(), refuse_held_session))
         database = Database(engine, settings)
         ledger = open_ledger(database, settings)
+        artifacts = Artifacts(settings.artifacts)
         executor = Executor(
             ledger=ledger,
             queue=queue,
-            artifacts=Artifacts(settings.artifacts),
+            artifacts=artifacts,
+            saved=Saved(artifacts),
+            scratch=await stack.enter_async_context(Scratch(settings.scratch)),
             supervisor=supervisor,
             leases=Leases(ledger, settings),
             settings=settings,

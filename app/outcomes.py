@@ -13,13 +13,15 @@ Stopped = Literal["cancel", "deadline", "drain", "unreachable"]
 
 @dataclass(slots=True)
 class Heard:
-    """What a child has said so far: `samples` with the URL of their log, `failure` its own word on how it went, `crash`
-    why it ended without one."""
+    """What a child has said so far: how many `checkpoints` its samples have reached (or why none), `samples` with the URL of
+    their log, `failure` its own word on how it went, `crash` why it ended without one."""
 
     started: Started | None = None
+    no_checkpoints: str | None = None
     progress: Progress | None = None
     planned: Planned | None = None
     reported: Reported | None = None
+    checkpoints: int = 0
     samples: list[tuple[SampleResult, str]] = field(default_factory=list)
     failure: Failure | None = None
     crash: str | None = None
@@ -44,13 +46,17 @@ def foreseen(claim: Claim, max_crashes: int) -> Settlement | None:
 
 
 def stopped(reason: Stopped, heard: Heard, seconds: float) -> Settlement:
-    """The service ended the child. What was finished stays. Only a deadline is charged: there is no checkpoint to resume
-    from, and starting over would meet it again."""
+    """The service ended the child. What was finished stays. Only a deadline is charged, and only to an attempt that has
+    come no further than the one before: the next would not either."""
     match reason:
         case "cancel":
             return _settlement(heard, "cancelled", Failure(error_class="cancelled", message="It was cancelled."))
         case "deadline":
-            message = f"It reached the push's deadline after {seconds:.0f} s, with no checkpoint to resume from."
+            message = f"It reached the push's deadline after {seconds:.0f} s."
+            if heard.checkpoints or heard.samples:
+                return _settlement(heard, "interrupted", Failure(error_class="infrastructure", message=message))
+            why = f" ({heard.no_checkpoints})" if heard.no_checkpoints else ""
+            message = f"{message} It has no checkpoint to resume from{why}, so starting over would meet it again."
             return _failed(heard, Failure(error_class="limit", message=message, final=True), max_failures=1)
         case "drain":
             message = "The worker was told to stop."
@@ -141,19 +147,9 @@ def _settlement(heard: Heard, outcome: Outcome, error: Failure | None = None, **
 
 
 def _usage(heard: Heard) -> dict[str, Any] | None:
-    """Tokens by model: of the samples that ended, or the last progress if that is all there is."""
-    total: dict[str, dict[str, float]] = {}
-    for result, _ in heard.samples:
-        for model, counts in result.usage.items():
-            mine = total.setdefault(model, {})
-            for name, value in counts.items():
-                if isinstance(value, int | float):
-                    mine[name] = mine.get(name, 0) + value
-    return total or (heard.progress.model_dump() if heard.progress else None)
+    """What this attempt itself has spent. A sample that was resumed also counts what earlier attempts spent on it."""
+    return heard.progress.model_dump(exclude={"type"}) if heard.progress else None
 
 
 def _cost(heard: Heard) -> float | None:
-    costs = [result.cost for result, _ in heard.samples if result.cost is not None]
-    if costs:
-        return sum(costs)
     return (heard.progress.cost or None) if heard.progress else None

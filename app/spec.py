@@ -61,11 +61,11 @@ class Spec(BaseModel):
         description="Run an errored sample again at once, so many times, within the same attempt. Default: the task's own,"
         " else 0.",
     )
-    checkpoint: Literal["turn", "minute", "off"] = Field(
-        default="minute",
+    checkpoint: Literal["turn", "minute", "off"] | None = Field(
+        default=None,
         description="How often the state of a running sample is saved, so that a lost worker costs no more than that: after"
         " each of the agent's turns, once a minute, or never. For agents that checkpoint (Inspect's `react()` and"
-        " `deepagent()`, and those that use `checkpointer()`).",
+        " `deepagent()`, and those that use `checkpointer()`). Default: the task's own, else once a minute.",
     )
     samples_per_execution: int = Field(
         default=1, ge=1, le=1000, description="Samples that one unit of queue work runs."

@@ -162,6 +162,7 @@ sample_results = Table(
     Column("error", JSONB),
     Column("duration", Double),  # seconds
     Column("transcript", Text, nullable=False),  # URL of the Inspect log that has the sample whole
+    Column("note", Text),  # resumed, or begun again, and why
     _instant("recorded_at", default=True),
     CheckConstraint("epoch > 0", name="epoch"),
 )

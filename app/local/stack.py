@@ -135,7 +135,8 @@ async def _forget_the_lost_queue(settings: Settings) -> None:
 
 @asynccontextmanager
 async def _serve(settings: Settings, listener: socket) -> AsyncIterator[InnerServer]:
-    server = InnerServer(config(create_app(settings), settings))
+    app = create_app(settings)
+    server = InnerServer(config(app, settings), app)
     serving = asyncio.create_task(server.serve(sockets=[listener]))
     ready = asyncio.create_task(server.ready.wait())
     await asyncio.wait({serving, ready}, return_when=asyncio.FIRST_COMPLETED)
@@ -146,6 +147,7 @@ async def _serve(settings: Settings, listener: socket) -> AsyncIterator[InnerSer
     try:
         yield server
     finally:
+        await server.drain()
         server.should_exit = True
         await asyncio.shield(asyncio.wait({serving}))
 

@@ -48,6 +48,7 @@ def main() -> None:
     control, parent = socket.socket(fileno=int(sys.argv[1])), int(sys.argv[2])
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     die_with_parent(parent, signal.SIGTERM)
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # in a child that has not begun: nothing of it is to be wound down
     # A child must not lose the interrupt that comes before it has its own handlers: blocked here, it waits for them.
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     control.set_inheritable(False)

@@ -6,8 +6,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import anyio
 from inspect_ai.event import ModelEvent, ToolEvent
 from inspect_ai.hooks import (
+    BeforeModelGenerate,
     Hooks,
     ModelRetry,
     ModelUsageData,
@@ -22,30 +24,62 @@ from inspect_ai.model import ModelUsage
 from inspect_ai.scorer import Score
 from pydantic import JsonValue
 
+from app.runner.checkpoint import commits, wind_down
 from app.runner.failures import is_cancellation, recorded_failure
-from app.runner.messages import ENDED, Checkpointed, Progress, SampleEnded, SampleRef, SampleResult, ScoreValue
+from app.runner.messages import ENDED, Checkpointed, Paused, Progress, SampleEnded, SampleRef, SampleResult, ScoreValue
 from app.runner.writer import Writer
 
 _EXPLANATION_LENGTH = 2_000
 
 
-def register(out: Writer, logs: Path) -> None:
+def register(out: Writer, logs: Path) -> "Told":
     """To be called once in a process: Inspect never forgets a hook."""
+    told = Told(out, logs)
 
     @hooks(name="proctor", description="Reports to the service.")
     class _Registered(Reporter):
         def __init__(self) -> None:
-            super().__init__(out, logs)
+            super().__init__(told)
+
+    return told
+
+
+class Told:
+    """What the service has been told of samples that ended."""
+
+    def __init__(self, out: Writer, logs: Path) -> None:
+        self.out = out
+        self._logs = logs
+        self.samples: set[SampleRef] = set()
+
+    def ended(self, sample: EvalSample) -> None:
+        """Once for each."""
+        ref = SampleRef(id=sample.id, epoch=sample.epoch)
+        if ref not in self.samples:
+            self.out.send(SampleEnded(result=sample_result(sample, self.keep_log())))
+            self.samples.add(ref)
+
+    def keep_log(self) -> str:
+        """Copies the log as it is now to where the service takes it from: Inspect goes on writing to its own. Returns its
+        name. A resumed attempt's folder holds older ones too."""
+        log = max(self._logs.glob("*.eval"), key=lambda path: path.stat().st_mtime_ns)
+        kept = self._logs.with_name(ENDED) / log.name
+        kept.parent.mkdir(exist_ok=True)
+        half = kept.with_suffix(".half")
+        shutil.copyfile(log, half)
+        half.replace(kept)
+        return log.name
 
 
 class Reporter(Hooks):
     """Inspect swallows what hooks raise: what must not be lost is checked by the caller of `eval_set`."""
 
-    def __init__(self, out: Writer, logs: Path) -> None:
-        self._out = out
-        self._logs = logs
+    def __init__(self, told: Told) -> None:
+        self._told = told
+        self._out = told.out
         self._progress = Progress()
         self._running: dict[str, SampleRef] = {}
+        self._waiting: set[str] = set()
 
     async def on_sample_start(self, data: SampleStart) -> None:
         self._running[data.sample_id] = SampleRef(id=data.summary.id, epoch=data.summary.epoch)
@@ -57,8 +91,17 @@ class Reporter(Hooks):
                 self._tell(step=f"tool {event.function}")
             case ModelEvent(pending=True) as event:
                 self._tell(step=f"model {event.model}")
-            case event if event.event == "checkpoint" and data.sample_id in self._running:
+            case event if event.event == "checkpoint" and data.sample_id in self._running and commits.take():
+                self._told.keep_log()
                 self._out.send(Checkpointed(sample=self._running[data.sample_id], number=event.checkpoint_id))
+
+    async def on_before_model_generate(self, data: BeforeModelGenerate) -> None:
+        """Winding down, a sample that has saved its state waits here for the interrupt: before its next turn is paid."""
+        if data.sample_id is not None and wind_down.has_saved():
+            self._waiting.add(data.sample_id)
+            if len(self._waiting) >= len(self._running):  # a resumed sample has its old id here, and its new one there
+                self._out.send(Paused())
+            await anyio.sleep_forever()
 
     async def on_model_usage(self, data: ModelUsageData) -> None:
         self._tell(
@@ -79,22 +122,11 @@ class Reporter(Hooks):
         if data.sample.error is not None and is_cancellation(data.sample.error):
             return  # interrupted: it did not end
         self._tell(samples_done=self._progress.samples_done + 1)
-        self._out.send(SampleEnded(result=sample_result(data.sample, self._keep_log())))
+        self._told.ended(data.sample)
 
     def _tell(self, **changes: Any) -> None:
         self._progress = self._progress.model_copy(update=changes)
         self._out.send(self._progress)
-
-    def _keep_log(self) -> str:
-        """Copies the log as it is now, the sample in it, to where the service takes it from: Inspect goes on writing to
-        its own. Returns its name. A resumed attempt's folder holds older ones too."""
-        log = max(self._logs.glob("*.eval"), key=lambda path: path.stat().st_mtime_ns)
-        kept = self._logs.with_name(ENDED) / log.name
-        kept.parent.mkdir(exist_ok=True)
-        half = kept.with_suffix(".half")
-        shutil.copyfile(log, half)
-        half.replace(kept)
-        return log.name
 
 
 def sample_result(sample: EvalSample, log: str) -> SampleResult:

@@ -42,8 +42,10 @@ class Transcript(_Value):
 class Job(_Value):
     """One attempt's work, as the child gets it.
 
-    `directory` is the attempt's own local folder; Inspect's logs go to `directory`/logs. `samples` is for `run`,
-    `plan_log` (URL) and `transcripts` are for `report`.
+    `directory` is the attempt's own local folder; Inspect's logs go to `directory`/logs. `samples` is for `run`: all of the
+    execution's, for Inspect resumes only what has the same samples as before; `scored` are those among them that have their
+    result; `resumes` is the earlier attempt whose logs and checkpoints lie in the folder already. `plan_log` (URL) and
+    `transcripts` are for `report`.
     """
 
     kind: Literal["plan", "run", "report"]
@@ -53,6 +55,8 @@ class Job(_Value):
     spec: Spec
     directory: str
     samples: tuple[SampleRef, ...] = ()
+    scored: tuple[SampleRef, ...] = ()
+    resumes: int | None = None
     plan_log: str | None = None
     transcripts: tuple[Transcript, ...] = ()
     merged_log_limit_bytes: int = 100 * 2**20
@@ -76,9 +80,10 @@ class ScoreValue(_Value):
 
 
 class SampleResult(_Value):
-    """How one sample ended. `usage`: tokens by model, Inspect's `ModelUsage` without its nulls. `cost`: US dollars,
-    where Inspect knows the price. `limit`: the kind of limit that ended the sample. `duration`: seconds. `log`: the
-    log's file name within the attempt's log folder."""
+    """How one sample ended. `usage`: tokens by model, Inspect's `ModelUsage` without its nulls; of all attempts that went on
+    from one another. `cost`: US dollars, where Inspect knows the price. `limit`: the kind of limit that ended the sample.
+    `duration`: seconds. `note`: what to know of how the result came about. `log`: the log's file name within the attempt's
+    log folder."""
 
     sample: SampleRef
     scores: dict[str, ScoreValue] = Field(default_factory=dict)
@@ -87,6 +92,7 @@ class SampleResult(_Value):
     limit: str | None = None
     error: Failure | None = None
     duration: float | None = None
+    note: str | None = None
     log: str
 
 
@@ -118,6 +124,19 @@ class Planned(_Value):
     samples: tuple[SampleRef, ...]
     whole: bool
     log: str
+
+
+class Prepared(_Value):
+    """The samples are about to run. `no_checkpoints`: why their state is not saved, if it is not."""
+
+    type: Literal["prepared"] = "prepared"
+    no_checkpoints: str | None = None
+
+
+class Paused(_Value):
+    """Told to wind down, every sample that runs has saved its state and waits: nothing is lost by stopping now."""
+
+    type: Literal["paused"] = "paused"
 
 
 class Checkpointed(_Value):
@@ -153,6 +172,7 @@ class Done(_Value):
 
 
 Message = Annotated[
-    Started | Progress | Planned | Checkpointed | SampleEnded | Reported | Done, Field(discriminator="type")
+    Started | Progress | Prepared | Planned | Checkpointed | Paused | SampleEnded | Reported | Done,
+    Field(discriminator="type"),
 ]
 MESSAGE: TypeAdapter[Message] = TypeAdapter(Message)

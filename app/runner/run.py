@@ -6,32 +6,49 @@ from typing import Any
 
 from inspect_ai import Task, eval_set, task_with
 from inspect_ai.dataset import Dataset, MemoryDataset, Sample
-from inspect_ai.log import EvalError, EvalLog, EvalSpec, read_eval_log_sample_summaries
+from inspect_ai.log import EvalError, EvalLog, EvalSpec, read_eval_log_sample, read_eval_log_sample_summaries
 from inspect_ai.scorer import SampleScore
 from inspect_ai.util import EarlyStop
 from pydantic import JsonValue
 
 from app.runner import hooks
+from app.runner.checkpoint import configure, wind_down
 from app.runner.failures import recorded_failure, refusal
-from app.runner.messages import LOGS, Failure, Job, SampleRef
+from app.runner.messages import LOGS, Failure, Job, Prepared, SampleRef
 from app.runner.resolve import Subject, resolve
 from app.runner.writer import Writer
 
 
 def run(job: Job, out: Writer) -> Failure | None:
     """Called again in a folder that holds an interrupted attempt's log and checkpoints, it resumes there."""
+    wind_down.listen()
     subject = resolve(job.spec)
-    task = subject.task if subject.whole else only(subject.task, job.samples)
-    hooks.register(out, Path(job.directory, LOGS))
+    task = subject.task if subject.whole else only(subject.task, job.samples, job.scored)
+    checkpoints = configure(job.spec, task)
+    told = hooks.register(out, Path(job.directory, LOGS))
+    out.send(Prepared(no_checkpoints=checkpoints.none_because))
     _, logs = eval_set(
         task,
         **options(job, subject),
+        checkpoint=checkpoints.config,
         limit=job.spec.limit if subject.whole else None,
         fail_on_error=False,  # the report applies the spec's policy, to all samples together
-        retry_attempts=0,  # the ledger counts the tries
+        retry_on_error=job.spec.retry_on_error,
+        retry_attempts=0,  # the ledger counts the failures
         log_buffer=1,  # each sample is in the log before it is reported
     )
-    return _verdict(() if subject.whole else job.samples, logs)
+    _tell_the_rest(logs, told)
+    return _verdict(() if subject.whole else tuple(s for s in job.samples if s not in job.scored), logs)
+
+
+def _tell_the_rest(logs: Sequence[EvalLog], told: hooks.Told) -> None:
+    """Samples that had ended before an interruption are in the log, but nothing ends a second time; and what goes wrong in
+    a hook is swallowed."""
+    for log in logs:
+        for ended in read_eval_log_sample_summaries(log.location):
+            ref = SampleRef(id=ended.id, epoch=ended.epoch)
+            if ended.completed and ref not in told.samples:
+                told.ended(read_eval_log_sample(log.location, ended.id, ended.epoch))
 
 
 def options(job: Job, subject: Subject) -> dict[str, Any]:
@@ -48,7 +65,7 @@ def options(job: Job, subject: Subject) -> dict[str, Any]:
         "working_limit": spec.working_limit,
         "cost_limit": spec.cost_limit,
         "tags": [f"{key}:{value}" for key, value in spec.tags.items()] or None,
-        "metadata": {"evaluation_id": job.evaluation_id},
+        "metadata": _metadata(job),
         "log_dir": str(Path(job.directory, LOGS)),
         "log_format": "eval",
         "log_realtime": False,
@@ -56,6 +73,12 @@ def options(job: Job, subject: Subject) -> dict[str, Any]:
         "ctl_server": False,
         "score_display": False,  # metrics after each sample, for nobody to see
     }
+
+
+def _metadata(job: Job) -> dict[str, Any]:
+    """What the log says of how it came about. No part of what tells tasks apart: a later attempt may resume the log."""
+    metadata = {"evaluation_id": job.evaluation_id, "execution_id": job.execution_id, "attempt": job.attempt}
+    return metadata if job.resumes is None else metadata | {"resumes_attempt": job.resumes}
 
 
 class _Only:
@@ -80,8 +103,9 @@ class _Only:
         return {}
 
 
-def only(task: Task, samples: Sequence[SampleRef]) -> Task:
-    """The task with just these samples. Not `sample_id=`, which is a pattern and a selector: "007" would also run 7."""
+def only(task: Task, samples: Sequence[SampleRef], scored: Collection[SampleRef] = ()) -> Task:
+    """The task with just these samples, of which `scored` are skipped. Not `sample_id=`, which is a pattern and a
+    selector: "007" would also run 7."""
     number(task.dataset)
     wanted = {sample.id for sample in samples}
     chosen = [sample for sample in task.dataset if sample.id in wanted]
@@ -94,7 +118,7 @@ def only(task: Task, samples: Sequence[SampleRef]) -> Task:
     dataset = MemoryDataset(
         chosen, name=task.dataset.name, location=task.dataset.location, shuffled=task.dataset.shuffled
     )
-    return task_with(task, dataset=dataset, early_stopping=_Only(samples))
+    return task_with(task, dataset=dataset, early_stopping=_Only(frozenset(samples) - frozenset(scored)))
 
 
 def number(dataset: Dataset) -> None:

@@ -73,6 +73,8 @@ class Child:
         self._end = ""
         self._killed_because: str | None = None
         self._done = False
+        self.grace = _GRACE
+        """Seconds that it has to end after it was asked to stop."""
 
     async def __aiter__(self) -> AsyncIterator[Message | Crashed]:
         while True:
@@ -90,9 +92,10 @@ class Child:
             if self._done:
                 return
 
-    async def stop(self, grace: float = _GRACE) -> None:
+    async def stop(self, grace: float | None = None) -> None:
         """Asks it to stop (Inspect then finishes its log), and kills it after `grace` seconds. Always succeeds; what it
         sends meanwhile is for whoever iterates."""
+        grace = self.grace if grace is None else grace
         with anyio.CancelScope(shield=True):
             if not self.asked_for:
                 return
@@ -108,6 +111,11 @@ class Child:
                 await self._ended.wait()
                 return
             logger.error("child %s has been killed, but has not ended", self.pid)
+
+    def wind_down(self) -> None:
+        """Asks it to save the state of its samples and to pause; it says `Paused` if it could."""
+        if not self._done:
+            self._signal(signal.SIGUSR1)
 
     def kill(self, reason: str = "it was killed on purpose") -> None:
         """At once, with everything it has started."""
@@ -155,7 +163,7 @@ class Child:
         # yet. That would take a full round of the kernel's pids within a few milliseconds.
         if self.pid is not None and not self._ended.is_set():
             with suppress(ProcessLookupError):
-                os.kill(self.pid, number) if number == signal.SIGINT else os.killpg(self.pid, number)
+                os.killpg(self.pid, number) if number == signal.SIGKILL else os.kill(self.pid, number)
 
     # What the forkserver tells about it
 

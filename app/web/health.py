@@ -23,7 +23,9 @@ async def live() -> Health:
 
 @router.get("/ready", response_model=Health, responses=responses(503))
 async def ready(services: ServicesDep) -> Health | ProblemResponse:
-    """The database answers, lets the service in and has the tables of this version."""
+    """It takes pushes: it is not about to end, and the database answers, lets it in and has the tables of this version."""
+    if services.executor.leases.draining:
+        return problem(503, "Draining", "This worker is about to end. Others, or its successor, take what comes.")
     try:
         await look(services.database)
     except DatabaseUnavailable as error:

@@ -1,10 +1,16 @@
 """Helpers to send evaluations through the whole system and wait for what comes of them."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+from uuid import UUID, uuid4
 
 import anyio
 import httpx
+
+from app.ledger import Ledger, Settlement
+from app.runner.messages import SampleRef
+from app.spec import Spec
 
 TASKS = Path(__file__).with_name("tasks.py")
 NUMBERS = f"{TASKS}@numbers"
@@ -14,6 +20,22 @@ PATIENCE = 120
 
 def spec(task: str = NUMBERS, **fields: Any) -> dict[str, Any]:
     return {"task": task, "model": "mockllm/model", "max_failures": 1, **fields}
+
+
+async def planned(ledger: Ledger, *runs: list[int], **args: Any) -> UUID:
+    """An evaluation of the task `numbers` whose plan is settled with these runs."""
+    return await fanned_out(
+        ledger, Spec(task=NUMBERS, model="mockllm/model", task_args={"n": 4, **args}, max_failures=1), *runs
+    )
+
+
+async def fanned_out(ledger: Ledger, spec: Spec, *runs: Sequence[int | str]) -> UUID:
+    evaluation = (await ledger.submit(spec, "me")).evaluation_id
+    claim = await ledger.claim(f"{evaluation}.plan", uuid4())
+    assert claim
+    samples = [[SampleRef(id=id, epoch=1) for id in run] for run in runs]
+    await ledger.settle(claim.execution_id, claim.attempt, Settlement("succeeded", runs=samples))
+    return evaluation
 
 
 async def submit(client: httpx.AsyncClient, body: dict[str, Any]) -> str:

@@ -16,15 +16,15 @@ from sqlalchemy import text
 
 from app.evaluations.read import ExecutionView
 from app.execution import Answer, Push
-from app.ledger import Ledger, Settlement
+from app.ledger import Settlement
 from app.main import open_services
-from app.runner.messages import Failure, Job, SampleRef
+from app.runner.messages import Failure, Job
 from app.runner.supervisor import Child
 from app.settings import load
 from app.spec import Spec
 from app.web.state import Services
 from tests.conftest import own_database
-from tests.system.conftest import NUMBERS
+from tests.system.conftest import planned
 
 PATIENCE = 60
 
@@ -40,17 +40,6 @@ async def services(postgres: str, tmp_path_factory: pytest.TempPathFactory) -> A
         open_services(load(database_url=url, artifacts=artifacts, **quick)) as services,
     ):
         yield services
-
-
-async def planned(ledger: Ledger, *runs: list[int], **args: Any) -> UUID:
-    """An evaluation whose plan is settled with these runs."""
-    spec = Spec(task=NUMBERS, model="mockllm/model", task_args={"n": 4, **args}, max_failures=1)
-    evaluation = (await ledger.submit(spec, "me")).evaluation_id
-    claim = await ledger.claim(f"{evaluation}.plan", uuid4())
-    assert claim
-    samples = [[SampleRef(id=id, epoch=1) for id in run] for run in runs]
-    await ledger.settle(claim.execution_id, claim.attempt, Settlement("succeeded", runs=samples))
-    return evaluation
 
 
 async def push(services: Services, execution: str) -> Answer:

@@ -1,0 +1,118 @@
+"""Takes in what a child says, and acts on it while the child goes on: results are recorded, checkpoints shipped."""
+
+import asyncio
+from pathlib import Path
+
+import structlog
+
+from app.artifacts import Artifacts
+from app.errors import DatabaseUnavailable
+from app.leases import Lease
+from app.ledger import Ledger
+from app.outcomes import Heard, unheard
+from app.runner.messages import (
+    ENDED,
+    Checkpointed,
+    Done,
+    Job,
+    Message,
+    Paused,
+    Planned,
+    Prepared,
+    Progress,
+    Reported,
+    SampleEnded,
+    SampleResult,
+    Started,
+)
+from app.runner.supervisor import Child, Crashed
+from app.saved import Shipping
+
+log = structlog.get_logger(__name__)
+
+
+class Ear:
+    """One child's. `interrupted`: the newest earlier attempt that was, if there is one; `heard` is filled as it speaks."""
+
+    def __init__(
+        self, ledger: Ledger, artifacts: Artifacts, job: Job, lease: Lease, shipping: Shipping, interrupted: int | None
+    ) -> None:
+        self.heard = Heard()
+        self.paused: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        """Done when the child, told to wind down, has saved the state of all its samples."""
+        self._ledger = ledger
+        self._artifacts = artifacts
+        self._job = job
+        self._lease = lease
+        self._shipping = shipping
+        self._interrupted = interrupted
+        self._wanted = [sample for sample in job.samples if sample not in job.scored]
+
+    async def hear(self, child: Child) -> None:
+        """Returns when it has said its last word."""
+        async for message in child:
+            await self._take(message)
+
+    async def _take(self, message: Message | Crashed) -> None:
+        heard = self.heard
+        match message:
+            case Started():
+                heard.started = message
+            case Prepared(no_checkpoints=why):
+                heard.no_checkpoints = why
+                self._tell_of_resumption()
+            case Progress():
+                heard.progress = message
+                self._lease.progress = message.model_dump(exclude={"type"})
+            case Planned():
+                heard.planned = message
+            case Checkpointed():
+                heard.checkpoints += 1
+                self._shipping.due()
+            case Paused():
+                if not self.paused.done():
+                    self.paused.set_result(None)
+            case SampleEnded(result=result):
+                await self._record(result)
+            case Reported():
+                heard.reported = message
+            case Done(failure=failure):
+                heard.failure = failure
+            case Crashed():
+                heard.crash = str(message)
+
+    async def _record(self, result: SampleResult) -> None:
+        """The log goes before the row: what the ledger points at is there. The last sample's record is the settle's."""
+        job = self._job
+        if result.sample in job.scored:
+            return  # it stands already; the log of an earlier attempt has it too
+        result = result.model_copy(update={"note": self._note()})
+        url = self._artifacts.url(job.evaluation_id, job.execution_id, job.attempt, result.log)
+        self.heard.samples.append((result, url))
+        if not unheard(self._wanted, self.heard):
+            return
+        await self._artifacts.ship(Path(job.directory, ENDED, result.log), url)
+        self._shipping.due()
+        try:
+            held = await self._ledger.record(job.execution_id, job.attempt, self.heard.samples[-1:])
+        except DatabaseUnavailable as error:  # the settle has it too
+            log.warning(
+                "sample not recorded yet", sample=result.sample.id, epoch=result.sample.epoch, reason=str(error)
+            )
+        else:
+            if not held:
+                self._lease.end("lost")
+
+    def _note(self) -> str | None:
+        """What to know of a sample that an earlier attempt may have begun."""
+        job = self._job
+        if self._interrupted is None:
+            return None
+        if job.resumes is not None:
+            return f"Attempt {job.attempt} went on from the checkpoint of attempt {job.resumes}."
+        why = self.heard.no_checkpoints or "it had reached no checkpoint, or its agent makes none"
+        return f"Attempt {self._interrupted} was interrupted; attempt {job.attempt} began again: {why}."
+
+    def _tell_of_resumption(self) -> None:
+        if self._interrupted is not None:
+            log.info("resuming" if self._job.resumes else "starting over", note=self._note())

@@ -1,0 +1,164 @@
+"""What an attempt leaves in the artifacts for the next one, should it come to that.
+
+In the attempt's own folder lie its finished logs, and, as long as the execution is not over:
+
+- ``checkpoint/``: its log folder, with the logs named ``….part`` lest they be taken for finished ones. Files go there as
+  they land, Inspect's commit points (``ckpt-*.json``) after what they refer to;
+- ``checkpoint.json``: written when the first of these is complete, so that half a checkpoint is never resumed from;
+- ``outcome.json``: what the attempt came to. It goes there last, just before the ledger is told. If the ledger never heard
+  of it, the next attempt records it without running anything.
+"""
+
+import asyncio
+import re
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import structlog
+from pydantic import TypeAdapter
+
+from app.artifacts import Artifacts
+from app.ledger import Settlement
+from app.runner.messages import ENDED, LOGS, Job
+
+OUTCOME, CHECKPOINT, COMMITTED = "outcome.json", "checkpoint", "checkpoint.json"
+_PART = ".part"
+_SETTLEMENT = TypeAdapter(Settlement)
+_LEFT_BY = re.compile(rf"^(?:[^/]+/)?\d+/({CHECKPOINT}/.+|{re.escape(COMMITTED)})$")
+log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True)
+class Left:
+    """By earlier attempts: an `outcome` that was never recorded, or the newest attempt that can be resumed."""
+
+    outcome: Settlement | None = None
+    resumable: int | None = None
+
+
+class Saved:
+    def __init__(self, artifacts: Artifacts) -> None:
+        self._artifacts = artifacts
+
+    async def left_by(self, job: Job, attempts: Sequence[int]) -> Left:
+        """`attempts`: those that were interrupted, newest first."""
+        if not attempts:
+            return Left()
+        names = set(await self._artifacts.names(self._artifacts.url(job.evaluation_id, job.execution_id)))
+        for attempt in attempts:
+            if f"{attempt}/{OUTCOME}" in names:
+                url = self._artifacts.url(job.evaluation_id, job.execution_id, attempt, OUTCOME)
+                outcome = _SETTLEMENT.validate_json(await self._artifacts.read(url))
+                # the tokens were spent by the other attempt, whose last progress is in its own row
+                return Left(outcome=replace(outcome, usage=None, cost=None))
+        return Left(resumable=next((a for a in attempts if f"{a}/{COMMITTED}" in names), None))
+
+    async def fetch(self, job: Job, attempt: int) -> None:
+        """Puts an earlier attempt's logs and checkpoints into the job's log folder."""
+        folder = self._artifacts.url(job.evaluation_id, job.execution_id, attempt, CHECKPOINT)
+        names = await self._artifacts.names(folder)
+        logs = Path(job.directory, LOGS)
+        for name in names:
+            await self._artifacts.fetch(f"{folder}/{name}", logs / name.removesuffix(_PART))
+
+    async def keep(self, job: Job, outcome: Settlement) -> None:
+        """Failing is no reason not to tell the ledger itself."""
+        url = self._artifacts.url(job.evaluation_id, job.execution_id, job.attempt, OUTCOME)
+        try:
+            await self._artifacts.write(url, _SETTLEMENT.dump_json(outcome))
+        except OSError as error:
+            log.warning("the outcome could not be kept", url=url, reason=str(error))
+
+    async def discard(self, *of: str) -> None:
+        """The checkpoints of an execution (evaluation, execution) or of a whole evaluation, once they are of no use."""
+        folder = self._artifacts.url(*of)
+        try:
+            names = await self._artifacts.names(folder)
+            await self._artifacts.delete(f"{folder}/{name}" for name in names if _LEFT_BY.match(name))
+        except OSError as error:
+            log.warning("checkpoints could not be deleted", folder=folder, reason=str(error))
+
+
+class Shipping:
+    """Ships an attempt's checkpoints while it runs. A context manager: leaving it ships what is left.
+
+    `saved` is awaited after the first shipment: from then on the attempt has come further than the one before."""
+
+    def __init__(self, artifacts: Artifacts, job: Job, saved: Callable[[], Awaitable[object]]) -> None:
+        self._artifacts = artifacts
+        self._job = job
+        self._saved = saved
+        self._folder = artifacts.url(job.evaluation_id, job.execution_id, job.attempt)
+        self._sent: dict[str, tuple[int, int]] = {}
+        self._committed = False
+        self._due = asyncio.Event()
+
+    async def __aenter__(self) -> "Shipping":
+        self._task = asyncio.create_task(self._work(), name="ship checkpoints")
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        """Not shielded: whoever is cancelled while this ships has no time left."""
+        self._task.cancel()
+        await asyncio.wait({self._task})
+        if self._due.is_set():
+            await self._ship()
+
+    def due(self) -> None:
+        self._due.set()
+
+    async def _work(self) -> None:
+        while True:
+            await self._due.wait()
+            await self._ship()
+
+    async def _ship(self) -> None:
+        """A checkpoint that cannot be shipped goes with the next."""
+        self._due.clear()
+        try:
+            for name, file in _files(Path(self._job.directory)):
+                await self._send(name, file)
+            if not self._committed and self._sent:
+                await self._artifacts.write(f"{self._folder}/{COMMITTED}", b"{}")
+                self._committed = True
+                await self._saved()
+        except asyncio.CancelledError:
+            self._due.set()
+            raise
+        except Exception as error:
+            log.warning("checkpoint not shipped", execution=self._job.execution_id, reason=str(error))
+
+    async def _send(self, name: str, file: Path) -> None:
+        with suppress(FileNotFoundError):  # a file of the moment
+            mark = _mark(file)
+            if self._sent.get(name) != mark:
+                await self._artifacts.ship(file, f"{self._folder}/{CHECKPOINT}/{name}")
+                self._sent[name] = mark
+
+
+def _files(directory: Path) -> list[tuple[str, Path]]:
+    """All that a resumption needs, commit points last. Listed before anything is sent: what a listed commit point refers
+    to is listed too. Logs are taken from where they are not being written to."""
+    logs = directory / LOGS
+    found = [
+        (str(file.relative_to(logs)), file) for file in logs.rglob("*") if file.is_file() and not _of_the_moment(file)
+    ]
+    kept = [(file.name + _PART, file) for file in (directory / ENDED).glob("*.eval")]
+    return [*kept, *sorted(_without_logs(found), key=lambda item: (item[1].name.startswith("ckpt-"), item[0]))]
+
+
+def _without_logs(found: Iterable[tuple[str, Path]]) -> list[tuple[str, Path]]:
+    return [(name, file) for name, file in found if "/" in name or file.suffix != ".eval"]
+
+
+def _mark(file: Path) -> tuple[int, int]:
+    """Changes when the file does."""
+    status = file.stat()
+    return status.st_size, status.st_mtime_ns
+
+
+def _of_the_moment(file: Path) -> bool:
+    """Inspect makes a checkpoint from `context`, which a resumption makes anew; restic's locks are a process's own."""
+    return "context" in file.parts or "locks" in file.parts
