@@ -152,8 +152,10 @@ class Executor:
             merged_log_limit_bytes=self.settings.merged_log_limit,
         )
         left = await self.saved.left_by(job, interrupted)
-        if left.outcome is not None:
-            log.info("recording what an earlier attempt came to", outcome=left.outcome.outcome)
+        if left.outcome is not None and left.outcome_of is not None:
+            log.info("recording what an earlier attempt came to", outcome=left.outcome.outcome, of=left.outcome_of)
+            if claim.kind == "plan" and left.outcome.runs:
+                await self.saved.take_over(job, left.outcome_of, PLAN_LOG)
             return left.outcome
         match claim.kind:
             case "run":

@@ -32,9 +32,10 @@ log = structlog.get_logger(__name__)
 
 @dataclass(frozen=True)
 class Left:
-    """By earlier attempts: an `outcome` that was never recorded, or the newest attempt that can be resumed."""
+    """By earlier attempts: an `outcome` that was never recorded, and whose it was; or the newest that can be resumed."""
 
     outcome: Settlement | None = None
+    outcome_of: int | None = None
     resumable: int | None = None
 
 
@@ -52,7 +53,7 @@ class Saved:
                 url = self._artifacts.url(job.evaluation_id, job.execution_id, attempt, OUTCOME)
                 outcome = _SETTLEMENT.validate_json(await self._artifacts.read(url))
                 # the tokens were spent by the other attempt, whose last progress is in its own row
-                return Left(outcome=replace(outcome, usage=None, cost=None))
+                return Left(outcome=replace(outcome, usage=None, cost=None), outcome_of=attempt)
         return Left(resumable=next((a for a in attempts if f"{a}/{COMMITTED}" in names), None))
 
     async def fetch(self, job: Job, attempt: int) -> None:
@@ -62,6 +63,13 @@ class Saved:
         logs = Path(job.directory, LOGS)
         for name in names:
             await self._artifacts.fetch(f"{folder}/{name}", logs / name.removesuffix(_PART))
+
+    async def take_over(self, job: Job, attempt: int, name: str) -> None:
+        """Copies an earlier attempt's log to the job's own folder, where those will look who look by attempt."""
+        folder = (job.evaluation_id, job.execution_id)
+        file = Path(job.directory, name)
+        await self._artifacts.fetch(self._artifacts.url(*folder, attempt, name), file)
+        await self._artifacts.ship(file, self._artifacts.url(*folder, job.attempt, name))
 
     async def keep(self, job: Job, outcome: Settlement) -> None:
         """Failing is no reason not to tell the ledger itself."""

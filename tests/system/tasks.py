@@ -50,6 +50,9 @@ def misbehave(how: str, sample: int) -> Solver:
             os._exit(int(argument))
         if kind == "kill":
             os.kill(os.getpid(), signal.SIGKILL)
+        if kind == "mark":
+            with Path(argument).open("a") as file:
+                file.write(f"{sample}\n")
         if kind == "hang":
             await anyio.sleep_forever()
         if kind == "wait":

@@ -74,7 +74,8 @@ async def refuses_what_comes(worker: Worker, execution: str) -> None:
 
 async def test_an_idle_worker_ends_at_once(database_url: str, tmp_path: Path) -> None:
     async with working(tmp_path, database_url=database_url) as worker:
-        assert httpx.get(f"{worker.url}/health/ready").status_code == 200
+        async with httpx.AsyncClient(base_url=worker.url) as client:
+            assert (await client.get("/health/ready")).status_code == 200
         terminate(worker)
         assert await worker.ended() == -15
         assert worker.logged("drained")[0]["executions"] == 0

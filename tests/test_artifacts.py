@@ -1,0 +1,71 @@
+"""Files in the store: whole or not there, and a store that fails for a while."""
+
+import asyncio
+from pathlib import Path
+
+import pytest
+
+from app.artifacts import Artifacts
+
+
+@pytest.fixture
+def artifacts(tmp_path: Path) -> Artifacts:
+    return Artifacts(f"file://{tmp_path}/store")
+
+
+async def test_what_is_written_is_listed_read_and_deleted(artifacts: Artifacts, tmp_path: Path) -> None:
+    file = tmp_path / "log.eval"
+    file.write_bytes(b"log")
+    await artifacts.ship(file, artifacts.url("e", "e.1", 1, "log.eval"))
+    await artifacts.write(artifacts.url("e", "e.1", 2, "outcome.json"), b"{}")
+    assert sorted(await artifacts.names(artifacts.url("e", "e.1"))) == ["1/log.eval", "2/outcome.json"]
+    assert await artifacts.read(artifacts.url("e", "e.1", 1, "log.eval")) == b"log"
+    await artifacts.fetch(artifacts.url("e", "e.1", 1, "log.eval"), tmp_path / "deep" / "again.eval")
+    assert (tmp_path / "deep" / "again.eval").read_bytes() == b"log"
+    await artifacts.delete([artifacts.url("e", "e.1", 1, "log.eval"), artifacts.url("e", "e.1", 3, "none")])
+    assert await artifacts.names(artifacts.url("e", "e.1")) == ["2/outcome.json"]
+    assert not (tmp_path / "store" / "e" / "e.1" / "1").exists(), "empty folders go too"
+
+
+async def test_nothing_is_listed_where_nothing_is(artifacts: Artifacts) -> None:
+    assert await artifacts.names(artifacts.url("nobody")) == []
+    with pytest.raises(FileNotFoundError):
+        await artifacts.read(artifacts.url("nobody", "file"))
+
+
+async def test_the_root_outlives_its_last_file(artifacts: Artifacts, tmp_path: Path) -> None:
+    await artifacts.write(artifacts.url("e", "e.1", 1, "a"), b"")
+    await artifacts.delete([artifacts.url("e", "e.1", 1, "a")])
+    assert [path.name for path in (tmp_path / "store").iterdir()] == []
+
+
+async def test_a_file_that_was_cut_short_is_not_one(
+    artifacts: Artifacts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a crash in the middle of a copy leaves it."""
+
+    def half(source: str, target: str) -> None:
+        Path(target).write_bytes(Path(source).read_bytes()[:2])
+        raise KeyboardInterrupt
+
+    file = tmp_path / "log.eval"
+    file.write_bytes(b"whole")
+    url = artifacts.url("e", "e.1", 1, "log.eval")
+    await artifacts.ship(file, url)
+    file.write_bytes(b"newer")
+    monkeypatch.setattr(artifacts._filesystem, "put_file", half)
+    with pytest.raises(KeyboardInterrupt):
+        artifacts._put(file, url)
+    assert await artifacts.read(url) == b"whole"
+    assert await artifacts.names(artifacts.url("e")) == ["e.1/1/log.eval"]
+
+
+async def test_a_store_that_fails_for_a_while_is_tried_again(artifacts: Artifacts, tmp_path: Path) -> None:
+    store = tmp_path / "store"
+    store.write_text("a file in the folder's place: nothing can be written below it")
+    writing = asyncio.create_task(artifacts.write(artifacts.url("e", "f"), b"kept"))
+    await asyncio.sleep(0.3)
+    assert not writing.done()
+    store.unlink()
+    await writing
+    assert await artifacts.read(artifacts.url("e", "f")) == b"kept"
