@@ -6,22 +6,20 @@ wrong; 3 the service cannot be reached; 130 Ctrl-C. Results go to stdout, everyt
 What a command needs is imported when it runs: `proctor --help` and the client's commands load nothing of the service.
 """
 
-import asyncio
 import json
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
-from pathlib import Path
+from collections.abc import Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 from urllib.parse import urlsplit
 
 import typer
 
+from app.cli_service import service
 from app.errors import DatabaseRefused, DatabaseUnavailable, ProctorError
 
 if TYPE_CHECKING:
     from app.client import Client, Json
-    from app.local.cloud_tasks import CloudTasksEmulator
 
 app = typer.Typer(
     name="proctor",
@@ -54,7 +52,7 @@ def _exit_code(error: ProctorError) -> int:
 
 
 def _say(message: str) -> None:
-    from app.display import plain
+    from app.cells import plain
 
     print(plain(message), file=sys.stderr)
 
@@ -79,6 +77,13 @@ def _version(wanted: bool) -> None:
 
 
 Id = Annotated[str, typer.Argument(metavar="ID", help="The evaluation's id, or the first 6 or more characters of it.")]
+AnyId = Annotated[
+    str,
+    typer.Argument(
+        metavar="ID",
+        help="An evaluation's id, or its first characters; with .plan, .1, .2 … or .report behind it, that execution's.",
+    ),
+]
 Url = Annotated[
     str, typer.Option("--url", envvar="PROCTOR_URL", callback=_http, metavar="URL", help="Where the service is.")
 ]
@@ -265,6 +270,19 @@ def show(
 
 
 @app.command()
+def explain(id: AnyId, as_json: AsJson = False, url: Url = HERE) -> None:
+    """Say why an evaluation, or one of its executions, is where it is and what comes next."""
+    with _client(url) as client:
+        view = client.explanation(id)
+    if as_json:
+        _print_json(view)
+        return
+    from app import display, explained
+
+    display.console().print(explained.explanation(view))
+
+
+@app.command()
 def cancel(id: Id, as_json: AsJson = False, url: Url = HERE) -> None:
     """Cancel an evaluation. Samples that are finished stay."""
     with _client(url) as client:
@@ -324,92 +342,7 @@ def _print_json(document: "Json") -> None:
     print(json.dumps(document, indent=2))
 
 
-# The service ----------------------------------------------------------------------------------------------------------
-
-
-@app.command()
-def serve() -> None:
-    """Run the service, as PROCTOR_… variables say."""
-    from app.serve import serve
-
-    serve()
-
-
-@app.command()
-def migrate() -> None:
-    """Bring the database's tables to this version's."""
-    from sqlalchemy.exc import DBAPIError
-
-    from app.database.failures import describe, is_transient, refusal
-    from app.database.migrate import migrate
-    from app.settings import load
-
-    settings = load()
-    try:
-        before, after = migrate(settings)
-    except Exception as error:
-        if reason := refusal(error):
-            raise DatabaseRefused(f"The database refused: {reason} It is the {settings.database}.") from error
-        if is_transient(error):
-            raise DatabaseUnavailable(f"There is no {settings.database}: {describe(error)}") from error
-        if isinstance(error, DBAPIError):
-            raise ProctorError(f"The migration failed: {describe(error)}") from error
-        raise
-    print(f"{before or 'empty'} → {after}")
-
-
-@app.command()
-def local(
-    port: Annotated[
-        int, typer.Option(min=0, max=65535, metavar="PORT", help="Port of the service on 127.0.0.1; 0: a free one.")
-    ] = 8080,
-    data: Annotated[Path, typer.Option(file_okay=False, help="Where everything is kept.")] = Path(".proctor"),
-) -> None:
-    """Run the whole system on this machine: Postgres, queue, service."""
-    with _local_extra():
-        from app.local.stack import run_local
-    run_local(port=port, data=data)
-
-
-@app.command()
-def demo() -> None:
-    """Run a real evaluation on this machine, end to end."""
-    with _local_extra():
-        from app.local.demo import run_demo
-    raise typer.Exit(run_demo())
-
-
-@app.command()
-def emulator(
-    host: Annotated[str, typer.Option(help="Address to listen at.")] = "127.0.0.1",
-    port: Annotated[
-        int, typer.Option(min=0, max=65535, metavar="PORT", help="Port of the gRPC API; 0: a free one.")
-    ] = 8123,
-    oidc_port: Annotated[
-        int, typer.Option(min=0, max=65535, metavar="PORT", help="Port of the tokens' certificates.")
-    ] = 8124,
-) -> None:
-    """Run the Cloud Tasks emulator alone."""
-    with _local_extra():
-        from app.local.cloud_tasks import CloudTasksEmulator, serve
-
-    def ready(running: "CloudTasksEmulator") -> None:
-        _say(f"Cloud Tasks is at {running.endpoint} (gRPC, no TLS), certificates at {running.certs_url}")
-
-    try:
-        asyncio.run(serve(CloudTasksEmulator(host=host, port=port, oidc_port=oidc_port), ready))
-    except (OSError, RuntimeError) as error:
-        raise ProctorError(f"The emulator cannot run at {host}:{port} and {oidc_port}: {error}") from error
-
-
-@contextmanager
-def _local_extra() -> Iterator[None]:
-    try:
-        yield
-    except ModuleNotFoundError as error:
-        if (error.name or "").startswith("app"):
-            raise
-        raise ProctorError(f"{error.name} is missing here: pip install 'proctor[local]'") from error
+app.add_typer(service)
 
 
 if __name__ == "__main__":

@@ -130,6 +130,15 @@ class Client:
     def execution(self, execution_id: str) -> Json:
         return self._get(f"/executions/{execution_id}")
 
+    def explanation(self, given: str) -> Json:
+        """`given`: an evaluation, as for `find`; or one of its executions (`.plan`, `.7`, `.report` behind that), whose
+        answer has an `evaluation_id`."""
+        evaluation, dot, execution = given.partition(".")
+        if dot and not re.fullmatch(r"plan|report|[0-9]+", execution):
+            raise Refused(f"{given!r} is not an execution's id: its evaluation's, and .plan, .1, .2 … or .report.", 422)
+        id = self.find(evaluation)
+        return self.execution(f"{id}.{execution}") if dot else self._get(f"/evaluations/{id}/explanation")
+
     def cancel(self, evaluation_id: str) -> Json:
         return self._send(self._http.build_request("POST", f"/evaluations/{evaluation_id}/cancel"))
 

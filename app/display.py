@@ -1,16 +1,13 @@
 """What people see of evaluations: tables, and bars while one runs.
 
-Everything takes the API's own JSON objects. What they contain is other people's text (tasks' errors, models' answers):
-it is never read as markup, and control characters do not reach the terminal.
+Everything takes the API's own JSON objects.
 """
 
-import json
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from types import TracebackType
-from typing import Any, Literal, Self
+from typing import Self
 
-from rich import box
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.progress_bar import ProgressBar
@@ -18,18 +15,11 @@ from rich.spinner import Spinner
 from rich.table import Table
 from rich.text import Text
 
+from app.cells import NONE, STYLES, ago, duration, moment_of, number, plain, short, since, state, text, titled
 from app.client import Json, Running, Seen
 
 STATES = ("succeeded", "failed", "cancelled", "running", "pending")
-STYLES = {"succeeded": "green", "failed": "red", "cancelled": "yellow", "running": "cyan", "pending": "dim"}
-NONE = "–"
 MAX_SCORE_COLUMNS = 5
-NUMBERS = {"samples", "created", "epoch", "tokens", "time", "value", "samples scored"}
-"""Columns set to the right."""
-
-SHRINKING = {"task", "model", "sample"}
-"""Columns that give way first where the terminal is narrow."""
-
 UNBOUNDED = 1000
 """Columns where there is no terminal: nothing is folded or cut that a program may look for."""
 
@@ -42,19 +32,6 @@ def console(*, stderr: bool = False) -> Console:
     if not made.is_terminal:
         made.width = UNBOUNDED
     return made
-
-
-def plain(value: object) -> str:
-    """On one line, and without control characters."""
-    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in " ".join(str(value).split()))
-
-
-def text(value: object, style: str = "") -> Text:
-    return Text(plain(value), style=style)
-
-
-def state(name: str) -> Text:
-    return text(name, STYLES.get(name, ""))
 
 
 # Evaluations ----------------------------------------------------------------------------------------------------------
@@ -78,7 +55,7 @@ def evaluations(views: Sequence[Json], width: int) -> Table:
     """A list, newest first. `width`: columns there are; where they are few, ids are cut to what `proctor show` still
     takes, and the first metric goes without its name."""
     roomy = width >= ROOMY
-    table = _table("id", "state", "samples", "task", "model", "score", "created")
+    table = titled("id", "state", "samples", "task", "model", "score", "created")
     for view in views:
         table.add_row(
             text(view["id"] if roomy else view["id"][:8]),
@@ -87,7 +64,7 @@ def evaluations(views: Sequence[Json], width: int) -> Table:
             text(view["spec"].get("task", NONE)),
             text(view["spec"].get("model", NONE)),
             _headline(view.get("results"), roomy),
-            text(_ago(view["created_at"]), "dim"),
+            text(ago(view["created_at"]), "dim"),
         )
     return table
 
@@ -102,7 +79,7 @@ def _head(view: Json) -> Table:
         ("spec", text(", ".join(f"{key} {short(value)}" for key, value in spec.items())) if spec else None),
         ("created", _times(view)),
         ("samples", counts(view["samples"])),
-        ("tokens", text(f"{tokens(view['usage']):,}") if view.get("usage") else None),
+        ("tokens", spent(view["tokens"]) if view["tokens"]["spent"] else None),
         ("cost", text(f"${view['cost']:,.4f}") if view.get("cost") is not None else None),
         ("log", text(view["log"]) if view.get("log") else None),
         ("error", _error(view["error"]) if view.get("error") else None),
@@ -117,8 +94,8 @@ def _head(view: Json) -> Table:
 
 
 def _times(view: Json) -> Text:
-    created = _time(view["created_at"])
-    end = _time(view["finished_at"]) if view.get("finished_at") else datetime.now(UTC)
+    created = moment_of(view["created_at"])
+    end = moment_of(view["finished_at"]) if view.get("finished_at") else datetime.now(UTC)
     verb = "took" if view.get("finished_at") else "for"
     return text(f"{created.astimezone():%Y-%m-%d %H:%M:%S %Z}, {verb} {duration((end - created).total_seconds())}")
 
@@ -133,6 +110,17 @@ def counts(samples: Json) -> Text:
         return text("not known yet", "dim")
     parts = [Text(f"{samples[name]} {name}", STYLES[name]) for name in STATES if samples[name]]
     return Text.assemble(f"{_done(samples)} of {samples['total']} done: ", Text(", ").join(parts))
+
+
+def spent(tokens: Json) -> Text:
+    """`13,574`, or `13,574 spent, 1,234 wasted by retries`."""
+    if not tokens["wasted"]:
+        return text(f"{tokens['spent']:,}")
+    return Text.assemble(f"{tokens['spent']:,} spent, ", text(_wasted(tokens), "yellow"))
+
+
+def _wasted(tokens: Json) -> str:
+    return f"{tokens['wasted']:,} wasted by retries"
 
 
 def done(view: Json) -> int:
@@ -151,7 +139,7 @@ def sample_table(samples: Sequence[Json]) -> Table:
     separate = len(scorers) <= MAX_SCORE_COLUMNS
     limits = any(sample.get("limit") for sample in samples)
     titles = scorers if separate else ["scores"]
-    table = _table("sample", "epoch", "state", *titles, "tokens", "time", *(["limit"] if limits else []))
+    table = titled("sample", "epoch", "state", *titles, "tokens", "time", *(["limit"] if limits else []))
     for sample in samples:
         scores = sample["scores"]
         cells = [_score(scores.get(name)) for name in scorers] if separate else [_scores(scores)]
@@ -203,7 +191,7 @@ def metrics(results: Json) -> RenderableType:
     if not scores:
         return text("No metrics.", "dim")
     reducers = len({score.get("reducer") for score in scores}) > 1
-    table = _table("scorer", *(["reducer"] if reducers else []), "metric", "value", "samples scored")
+    table = titled("scorer", *(["reducer"] if reducers else []), "metric", "value", "samples scored")
     for score in scores:
         for name, value in _with_errors(score.get("metrics") or {}):
             reducer = [text(score.get("reducer") or NONE)] if reducers else []
@@ -224,6 +212,11 @@ def _with_errors(metrics: Json) -> list[tuple[str, str]]:
         (name, f"{number(_float(m['value']))} ± {error}" if name in beside else number(m["value"]))
         for name, m in others.items()
     ]
+
+
+def _float(value: float | None) -> float | None:
+    """Beside its error, a count is a number like any other."""
+    return None if value is None else float(value)
 
 
 def _last(name: str) -> str:
@@ -299,13 +292,15 @@ class Watch:
             text(f"{view['id'][:8]} {what}", "bold"),
             ProgressBar(total=total or None, completed=done(view), width=32, pulse=not total),
             text(f"{done(view)}/{total}" if total else ""),
-            text(duration(_since(view["created_at"])), "dim"),
+            text(duration(since(view["created_at"])), "dim"),
         )
         return Group(bar, *_below(self._seen))
 
 
 def _below(seen: Seen) -> Iterable[Text]:
     yield Text.assemble("  ", counts(seen.view["samples"]))
+    if seen.view["tokens"]["spent"]:
+        yield Text.assemble("  tokens: ", spent(seen.view["tokens"]))
     for running in seen.running:
         yield Text.assemble("  ", text(_running(running), "cyan"))
     if seen.away:
@@ -328,64 +323,6 @@ def _line(seen: Seen) -> str:
     if seen.away:
         return "The service is away; the evaluation is not. Waiting for it to answer again."
     stopping = ", being cancelled" if _stopping(seen.view) else ""
-    return f"{seen.view['id'][:8]} {seen.view['state']}{stopping}; samples: {counts(seen.view['samples']).plain}"
-
-
-# Values ---------------------------------------------------------------------------------------------------------------
-
-
-def number(value: Any) -> str:
-    if not isinstance(value, float):
-        return plain(NONE if value is None else value)
-    if value and abs(value) < 0.001:
-        return f"{value:.2e}"
-    return f"{value:.3f}" if abs(value) < 10_000 else f"{value:,.0f}"
-
-
-def _float(value: float | None) -> float | None:
-    """Beside its error, a count is a number like any other."""
-    return None if value is None else float(value)
-
-
-def short(value: Any, most: int = 60) -> str:
-    """One value for a cell: numbers rounded, anything longer cut."""
-    if isinstance(value, bool) or value is None:
-        return json.dumps(value)
-    if isinstance(value, float):
-        return f"{value:.4g}"
-    shown = plain(value if isinstance(value, str | int) else json.dumps(value, ensure_ascii=False))
-    return shown if len(shown) <= most else f"{shown[: most - 1]}…"
-
-
-def duration(seconds: float) -> str:
-    """`0.4 s`, `12 s`, `3 min 5 s`, `2 h 5 min`, `3 days`."""
-    if seconds < 9.95:
-        return f"{max(seconds, 0):.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    hours, left = divmod(minutes, 60)
-    if hours >= 48:
-        return f"{hours // 24} days"
-    return f"{hours} h {left} min" if hours else f"{minutes} min {rest} s" if minutes else f"{rest} s"
-
-
-def _ago(moment: str) -> str:
-    """In its largest unit: `3 min ago`."""
-    number, unit = duration(_since(moment)).split()[:2]
-    return f"{float(number):.0f} {unit} ago"
-
-
-def _since(moment: str) -> float:
-    return max((datetime.now(UTC) - _time(moment)).total_seconds(), 0)
-
-
-def _time(moment: str) -> datetime:
-    return datetime.fromisoformat(moment)
-
-
-def _table(*titles: str) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False, header_style="bold")
-    for title in titles:
-        justify: Literal["left", "right"] = "right" if title in NUMBERS else "left"
-        overflow: Literal["fold", "ellipsis"] = "fold" if title == "sample" else "ellipsis"
-        table.add_column(text(title), justify=justify, no_wrap=title not in SHRINKING, overflow=overflow)
-    return table
+    samples = counts(seen.view["samples"]).plain
+    wasted = f"; tokens: {_wasted(seen.view['tokens'])}" if seen.view["tokens"]["wasted"] else ""
+    return f"{seen.view['id'][:8]} {seen.view['state']}{stopping}; samples: {samples}{wasted}"

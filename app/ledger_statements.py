@@ -134,6 +134,7 @@ WITH target AS MATERIALIZED (
 ), lost AS (  -- the last progress of the attempt that died is all that is known of what it spent
   UPDATE execution_attempts a
   SET outcome = 'interrupted', ended_at = clock_timestamp(), usage = d.progress,
+      cost = nullif((d.progress ->> 'cost')::float8, 0),
       error = jsonb_build_object('error_class', 'infrastructure',
                                  'message', 'The lease of ' || d.worker || ' ran out: the worker or its child was lost.')
   FROM decision d

@@ -141,7 +141,7 @@ execution_attempts = Table(
     _instant("ended_at"),
     Column("outcome", Text),
     Column("error", JSONB),
-    Column("usage", JSONB),  # tokens by model; of a lost attempt: its last progress
+    Column("usage", JSONB),  # its own last progress
     Column("cost", Double),  # US dollars
     CheckConstraint(_in("outcome", OUTCOMES), name="outcome"),
     CheckConstraint("(outcome IS NULL) = (ended_at IS NULL)", name="ended"),

@@ -9,106 +9,21 @@ from datetime import datetime
 from typing import Any, Literal
 from uuid import UUID
 
-from pydantic import BaseModel, ConfigDict, Field
 from sqlalchemy import Row, Select, and_, func, select, tuple_
 from sqlalchemy.dialects.postgresql import JSONB
 
 from app.database.session import Database
-from app.database.tables import evaluations, execution_attempts, sample_results, task_executions
+from app.database.tables import evaluations, sample_results, task_executions
 from app.errors import InvalidRequest, NotFound
-from app.ledger import EvaluationState, Kind, Outcome, State
+from app.evaluations.explain import Rules
+from app.evaluations.history import History
+from app.evaluations.spend import Spend, spend
+from app.evaluations.views import EvaluationExplanation, EvaluationPage, SampleCounts, SamplePage
+from app.evaluations.views import EvaluationView as EvaluationView
+from app.evaluations.views import ExecutionView as ExecutionView
+from app.evaluations.views import SampleView as SampleView
+from app.ledger import EvaluationState
 from app.ledger_statements import SAMPLES_PAGE
-
-
-class _View(BaseModel):
-    model_config = ConfigDict(frozen=True)
-
-
-class SampleCounts(_View):
-    """Samples × epochs by what became of them. All are 0 until the plan has listed them."""
-
-    total: int = 0
-    pending: int = 0
-    running: int = 0
-    succeeded: int = Field(default=0, description="Have their scores.")
-    failed: int = Field(default=0, description="Errored, or never came to a result.")
-    cancelled: int = 0
-
-
-class EvaluationView(_View):
-    id: UUID
-    state: EvaluationState
-    created_by: str
-    idempotency_key: str | None = None
-    spec: dict[str, Any]
-    samples: SampleCounts
-    cancel_requested: bool
-    results: dict[str, Any] | None = Field(default=None, description="Inspect's `EvalResults`: metrics by scorer.")
-    usage: dict[str, Any] | None = Field(default=None, description="Tokens by model.")
-    cost: float | None = Field(default=None, description="US dollars, where Inspect knows the prices.")
-    error: dict[str, Any] | None = None
-    log: str | None = Field(default=None, description="URL of the merged Inspect log.")
-    versions: dict[str, str] | None = Field(default=None, description="Packages that decide what a result means.")
-    created_at: datetime
-    finished_at: datetime | None = None
-
-
-class EvaluationPage(_View):
-    evaluations: list[EvaluationView]
-    next: str | None = Field(default=None, description="`cursor` of the next page; none: this is the last.")
-
-
-class SampleView(_View):
-    id: int | str
-    epoch: int
-    state: State
-    scores: dict[str, Any] = Field(default_factory=dict)
-    usage: dict[str, Any] = Field(default_factory=dict)
-    cost: float | None = None
-    limit: str | None = None
-    error: dict[str, Any] | None = None
-    duration: float | None = Field(default=None, description="Seconds.")
-    transcript: str | None = Field(default=None, description="URL of the Inspect log that has the sample whole.")
-    execution: str
-    attempt: int | None = None
-
-
-class SamplePage(_View):
-    samples: list[SampleView]
-    next: str | None = Field(default=None, description="`cursor` of the next page; none: this is the last.")
-
-
-class AttemptView(_View):
-    attempt: int
-    worker: str
-    revision: str
-    push: dict[str, str] | None = Field(default=None, description="The queue's headers: information, not an identity.")
-    started_at: datetime
-    ended_at: datetime | None = None
-    outcome: Outcome | None = None
-    error: dict[str, Any] | None = None
-    usage: dict[str, Any] | None = None
-    cost: float | None = None
-
-
-class ExecutionView(_View):
-    id: str
-    evaluation_id: UUID
-    kind: Kind
-    state: State
-    samples: list[dict[str, Any]] | None = None
-    attempt: int
-    failures: int = Field(description="Failures charged to the evaluation.")
-    crashes: int = Field(description="Workers or children lost since the last progress.")
-    worker: str | None = None
-    lease_expires_at: datetime | None = None
-    progress: dict[str, Any] | None = None
-    enqueues: int = Field(description="Cloud Tasks made for it so far.")
-    sweep_at: datetime | None = Field(default=None, description="When the sweeper looks at it next.")
-    error: dict[str, Any] | None = None
-    created_at: datetime
-    finished_at: datetime | None = None
-    attempts: list[AttemptView]
 
 
 @dataclass(frozen=True)
@@ -153,19 +68,19 @@ class Reader:
         more = _to_cursor(page[-1].position, page[-1].place) if len(rows) > limit else None
         return SamplePage(samples=[_sample(row) for row in page], next=more)
 
-    async def execution(self, execution_id: str) -> ExecutionView:
-        rows = await self.database.run(select(task_executions).where(task_executions.c.id == execution_id))
-        if not rows:
-            raise NotFound(f"There is no execution {execution_id!r}.")
-        history = select(execution_attempts).where(execution_attempts.c.execution_id == execution_id)
-        attempts = await self.database.run(history.order_by(execution_attempts.c.attempt))
-        views = [AttemptView.model_validate(dict(a._mapping)) for a in attempts]
-        return ExecutionView.model_validate({**rows[0]._mapping, "attempts": views})
+    async def execution(self, execution_id: str, rules: Rules | None = None) -> ExecutionView:
+        """`rules`: the service's, for the explanation; by default what they are unless set otherwise."""
+        return await History(self.database, rules or Rules()).execution(execution_id)
+
+    async def explanation(self, evaluation_id: UUID, rules: Rules | None = None) -> EvaluationExplanation:
+        return await History(self.database, rules or Rules()).explanation(evaluation_id)
 
     async def _views(self, rows: Sequence[Row[Any]]) -> list[EvaluationView]:
         ids = [row.id for row in rows]
-        counts, costs = await self._counts(ids), await self._costs(ids)
-        return [_evaluation(row, counts.get(row.id, SampleCounts()), costs.get(row.id)) for row in rows]
+        if not ids:
+            return []
+        counts, spent = await self._counts(ids), await spend(self.database, ids)
+        return [_evaluation(row, counts.get(row.id, SampleCounts()), spent[row.id]) for row in rows]
 
     async def _counts(self, ids: Sequence[UUID]) -> dict[UUID, SampleCounts]:
         """A sample counts as its execution does; one of many in an execution that has its result before, as its result."""
@@ -191,11 +106,6 @@ class Reader:
             mine[row.state] -= row.n
             mine["succeeded"] = mine.get("succeeded", 0) + row.n
         return {id: SampleCounts(**n) for id, n in counts.items()}
-
-    async def _costs(self, ids: Sequence[UUID]) -> dict[UUID, float | None]:
-        r = sample_results.c
-        costs = select(r.evaluation_id, func.sum(r.cost).label("cost")).where(r.evaluation_id.in_(ids))
-        return {row.evaluation_id: row.cost for row in await self.database.run(costs.group_by(r.evaluation_id))}
 
 
 def _filtered(
@@ -231,7 +141,7 @@ def _from_cursor(cursor: str, *types: Any) -> tuple[Any, ...]:
         raise InvalidRequest("cursor: not one of ours. Take it from `next` of the page before.") from error
 
 
-def _evaluation(row: Row[Any], counts: SampleCounts, cost: float | None) -> EvaluationView:
+def _evaluation(row: Row[Any], counts: SampleCounts, spent: Spend) -> EvaluationView:
     own = row._mapping
     key = row.idempotency_key if row.idempotency_key != str(row.id) else None
     return EvaluationView.model_validate(
@@ -239,7 +149,8 @@ def _evaluation(row: Row[Any], counts: SampleCounts, cost: float | None) -> Eval
             **own,
             "idempotency_key": key,
             "samples": counts,
-            "cost": cost,
+            "tokens": spent.tokens,
+            "cost": spent.cost,
             "cancel_requested": row.cancel_requested_at is not None,
         }
     )
@@ -257,6 +168,7 @@ def _sample(row: Row[Any]) -> SampleView:
         error=row.error or row.execution_error,
         duration=row.duration,
         transcript=row.transcript,
+        note=row.note,
         execution=row.execution,
         attempt=row.attempt,
     )

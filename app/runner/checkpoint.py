@@ -17,6 +17,8 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any, Literal
 
+import anyio
+
 # Private, and the only such imports for this: there is no public way to say which restic to use, nor when to save. Inspect
 # is pinned to one version, and tests see both at work.
 import inspect_ai.util._checkpoint.checkpointer_impl as checkpointer
@@ -92,7 +94,7 @@ class WindDown:
         self.asked = True
 
     def has_saved(self) -> bool:
-        """Whether the calling sample has had its last chance to save its state: it may wait for the end now."""
+        """Whether the calling sample has saved its state since: it may wait for the end now."""
         return self.asked and _saved.get()
 
 
@@ -101,11 +103,13 @@ class Commits:
 
     def __init__(self) -> None:
         self._untold = 0
+        self._told = anyio.Event()
 
     def count(self, write: Callable[..., Awaitable[str]]) -> Callable[..., Awaitable[str]]:
         async def counted(**arguments: Any) -> str:
             written = await write(**arguments)
             self._untold += 1
+            _saved.set(wind_down.asked)
             return written
 
         return counted
@@ -115,7 +119,16 @@ class Commits:
         if self._untold == 0:
             return False
         self._untold -= 1
+        if self._untold == 0:
+            self._told.set()
+            self._told = anyio.Event()
         return True
+
+    async def all_told(self) -> None:
+        """Inspect tells of a checkpoint a little after it was made."""
+        with anyio.move_on_after(1):
+            while self._untold:
+                await self._told.wait()
 
 
 commits = Commits()
@@ -131,10 +144,7 @@ class _AtTurnsEnd:
 
     def tick(self) -> TriggerFire | None:
         fire = self._inner.tick()
-        if wind_down.asked:
-            _saved.set(True)
-            return fire or TriggerFire("manual", {"reason": "the process winds down"})
-        return fire
+        return fire or (TriggerFire("manual", {"reason": "the process winds down"}) if wind_down.asked else None)
 
 
 def _trigger(spec: CheckpointTrigger) -> Trigger:

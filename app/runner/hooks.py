@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import anyio
-from inspect_ai.event import ModelEvent, ToolEvent
+from inspect_ai.event import ModelEvent
 from inspect_ai.hooks import (
     BeforeModelGenerate,
     Hooks,
@@ -86,18 +86,19 @@ class Reporter(Hooks):
         self._tell(step="started")
 
     async def on_sample_event(self, data: SampleEvent) -> None:
+        """Of what is done: what begins is not told this way."""
         match data.event:
-            case ToolEvent(pending=True) as event:
-                self._tell(step=f"tool {event.function}")
-            case ModelEvent(pending=True) as event:
-                self._tell(step=f"model {event.model}")
+            case ModelEvent(output=output) if output.choices and output.message.tool_calls:
+                self._tell(step=f"tool {output.message.tool_calls[0].function}")
             case event if event.event == "checkpoint" and data.sample_id in self._running and commits.take():
                 self._told.keep_log()
                 self._out.send(Checkpointed(sample=self._running[data.sample_id], number=event.checkpoint_id))
 
     async def on_before_model_generate(self, data: BeforeModelGenerate) -> None:
         """Winding down, a sample that has saved its state waits here for the interrupt: before its next turn is paid."""
+        self._tell(step=f"model {data.model_name}")
         if data.sample_id is not None and wind_down.has_saved():
+            await commits.all_told()
             self._waiting.add(data.sample_id)
             if len(self._waiting) >= len(self._running):  # a resumed sample has its old id here, and its new one there
                 self._out.send(Paused())

@@ -6,8 +6,9 @@ from uuid import UUID
 from fastapi import APIRouter, Header, Query, Response
 from pydantic import BaseModel, Field
 
-from app.evaluations.read import EvaluationPage, EvaluationView, ExecutionView, SamplePage
+from app.evaluations.explain import Rules
 from app.evaluations.submit import MAX_KEY
+from app.evaluations.views import EvaluationExplanation, EvaluationPage, EvaluationView, ExecutionView, SamplePage
 from app.ledger import EvaluationState
 from app.spec import Spec
 from app.web.problems import responses
@@ -75,6 +76,12 @@ async def list_samples(
     return await services.reader.samples(evaluation_id, cursor=cursor, limit=limit)
 
 
+@router.get("/evaluations/{evaluation_id}/explanation", responses=responses(404, 422, 503))
+async def explain_evaluation(evaluation_id: UUID, services: ServicesDep) -> EvaluationExplanation:
+    """Why it is where it is, in sentences; and why the executions are that it waits for, or that failed."""
+    return await services.reader.explanation(evaluation_id, Rules.of(services.settings))
+
+
 @router.post("/evaluations/{evaluation_id}/cancel", status_code=202, responses=responses(404, 422, 503))
 async def cancel(evaluation_id: UUID, services: ServicesDep) -> CancelView:
     """What is finished stays. Harmless on an evaluation that is over, and when sent again."""
@@ -91,5 +98,5 @@ async def retry(evaluation_id: UUID, services: ServicesDep) -> RetryView:
 
 @router.get("/executions/{execution_id}", responses=responses(404, 422, 503))
 async def get_execution(execution_id: str, services: ServicesDep) -> ExecutionView:
-    """One unit of queue work, with every attempt at it."""
-    return await services.reader.execution(execution_id)
+    """One unit of queue work, with every attempt at it; and in sentences, why it is where it is."""
+    return await services.reader.execution(execution_id, Rules.of(services.settings))

@@ -78,7 +78,8 @@ def _address(bound: socket) -> str:
 @asynccontextmanager
 async def _serving(settings: Settings, listener: socket) -> AsyncIterator[None]:
     """In this event loop, its signals left alone."""
-    server = InnerServer(config(create_app(settings), settings))
+    app = create_app(settings)
+    server = InnerServer(config(app, settings), app)
     serving = asyncio.create_task(server.serve(sockets=[listener]))
     ready = asyncio.create_task(server.ready.wait())
     await asyncio.wait({serving, ready}, return_when=asyncio.FIRST_COMPLETED)

@@ -9,7 +9,7 @@ import pytest
 
 from app.spec import Spec
 from tests.cli.conftest import Proctor, Service
-from tests.cli.evaluations import LOG, ended, planned, submitted
+from tests.cli.evaluations import FAULT, LOG, ended, planned, scored, settle, submitted
 from tests.cli.relay import open_relay
 
 pytestmark = pytest.mark.xdist_group("cli-commands")
@@ -182,7 +182,61 @@ async def test_retry_runs_what_failed_again_and_is_refused_while_it_runs(service
     assert "is still running" in again.err
 
 
-@pytest.mark.parametrize("command", ["show", "watch", "cancel", "retry"])
+async def test_explain_takes_an_evaluation_or_one_of_its_executions(service: Service, proctor: Proctor) -> None:
+    id = str(await planned(service.ledger, 1, "007"))
+    await settle(service.ledger, f"{id}.1", "interrupted", error=FAULT, usage={"tokens": 12_340, "model_calls": 3})
+    await service.ledger.claim(f"{id}.1", uuid4())
+
+    whole = await proctor("explain", id[:13])
+    assert (whole.code, whole.err) == (0, "")
+    said = [" ".join(line.split()) for line in whole.out.splitlines()]
+    assert said[:3] == [
+        f"evaluation {id} running",
+        "It runs: 0 of its 2 runs are over; 1 is running, 1 is pending.",
+        "It has spent 12,340 tokens.",
+    ]
+    assert said[4] == f"execution {id}.1 running sample 1"
+    assert said[5].startswith("It runs: worker worker-1 (attempt 2) holds it; its lease lasts ")
+
+    one = await proctor("explain", f"{id[:13]}.1")
+    said = [" ".join(line.split()) for line in one.out.splitlines()]
+    assert said[0] == f"execution {id}.1 running sample 1"
+    assert any("It had spent 12,340 tokens." in line for line in said)
+    title, _, first, second = said[-4:]
+    assert title == "attempt outcome error worker began lasted model calls tokens"
+    assert first.startswith("1 interrupted model worker-1 ")
+    assert first.endswith(" 3 12,340")
+    assert second.startswith("2 running worker-1 ")
+
+    for given in (id, f"{id}.1"):
+        view = json.loads((await proctor("explain", given, "--json")).out)
+        assert (view["id"], view["state"]) == (given, "running")
+        assert view["explanation"]
+
+
+async def test_what_cannot_be_explained_is_said_in_one_line(service: Service, proctor: Proctor) -> None:
+    id = str(await submitted(service.ledger))
+    wrong = {
+        f"{id}.7": f"There is no execution '{id}.7'.",
+        f"{id}.1/../../evaluations?x=1": f"'{id}.1/../../evaluations?x=1' is not an execution's id",
+        f"{id}.": f"'{id}.' is not an execution's id",
+        "nightly.1": "'nightly' is not an evaluation's id",
+        f"{NOT_THERE}.plan": f"There is no execution '{NOT_THERE}.plan'.",
+    }
+    for ran, said in zip(await asyncio.gather(*(proctor("explain", g) for g in wrong)), wrong.values(), strict=True):
+        assert (ran.code, ran.out, ran.err.count("\n")) == (2, "", 1), ran.err
+        assert ran.err.startswith(f"proctor: {said}")
+
+
+async def test_show_tells_tokens_that_retries_have_wasted(service: Service, proctor: Proctor) -> None:
+    id = await planned(service.ledger, 1)
+    await settle(service.ledger, f"{id}.1", "interrupted", error=FAULT, usage={"tokens": 1_000})
+    await settle(service.ledger, f"{id}.1", samples=[scored(1)], usage={"tokens": 617})
+    ran = await proctor("show", str(id))
+    assert "1,617 spent, 1,000 wasted by retries" in ran.out
+
+
+@pytest.mark.parametrize("command", ["show", "watch", "explain", "cancel", "retry"])
 async def test_an_unknown_evaluation_is_said_in_one_line(proctor: Proctor, command: str) -> None:
     ran = await proctor(command, NOT_THERE)
     assert (ran.code, ran.out, ran.err) == (2, "", f"proctor: There is no evaluation {NOT_THERE}.\n")

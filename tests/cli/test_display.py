@@ -1,12 +1,13 @@
 """What the tables say, for the API's JSON as it may come."""
 
+from io import StringIO
 from typing import Any
 
 import pytest
 from rich.console import Console, RenderableType
 
-from app import display
-from app.client import Json
+from app import cells, display
+from app.client import Json, Seen
 
 
 def lines(shown: RenderableType, width: int = 100) -> list[str]:
@@ -45,6 +46,7 @@ VIEW: Json = {
     "spec": {"task": "package/a_task_with_a_long_name", "model": "provider/a_model_with_a_long_name"},
     "samples": {"total": 2, "pending": 0, "running": 0, "succeeded": 1, "failed": 1, "cancelled": 0},
     "results": results(score(accuracy=0.5, stderr=0.25)),
+    "tokens": {"spent": 0, "useful": 0, "wasted": 0},
     "usage": None,
     "cost": None,
     "error": None,
@@ -135,6 +137,28 @@ def test_a_narrow_list_keeps_what_is_short_and_a_wide_one_has_whole_ids() -> Non
     assert wide[2].startswith(" ".join(named))
 
 
+def test_tokens_are_told_with_what_retries_have_wasted_if_any() -> None:
+    few = VIEW | {"tokens": {"spent": 12_340, "useful": 12_340, "wasted": 0}}
+    some = VIEW | {"tokens": {"spent": 13_574, "useful": 12_340, "wasted": 1_234}}
+    assert "tokens 12,340" in lines(display.evaluation(few))
+    assert "tokens 13,574 spent, 1,234 wasted by retries" in lines(display.evaluation(some))
+    assert not any("tokens" in line for line in lines(display.evaluation(VIEW)))
+
+
+def test_watching_tells_what_retries_have_wasted() -> None:
+    view = VIEW | {"tokens": {"spent": 13_574, "useful": 12_340, "wasted": 1_234}}
+    plain, drawn = StringIO(), StringIO()
+    with display.Watch(Console(file=plain, width=200)) as watch:
+        watch.update(Seen(VIEW))
+        watch.update(Seen(view))
+    first, second = plain.getvalue().splitlines()
+    assert "tokens" not in first
+    assert second.endswith("; tokens: 1,234 wasted by retries")
+    with display.Watch(Console(file=drawn, width=200, force_terminal=True, color_system=None)) as watch:
+        watch.update(Seen(view))
+    assert "tokens: 13,574 spent, 1,234 wasted by retries" in drawn.getvalue()
+
+
 @pytest.mark.parametrize(
     ("seconds", "expected"),
     [
@@ -149,4 +173,4 @@ def test_a_narrow_list_keeps_what_is_short_and_a_wide_one_has_whole_ids() -> Non
     ],
 )
 def test_durations_are_in_their_two_largest_units(seconds: float, expected: str) -> None:
-    assert display.duration(seconds) == expected
+    assert cells.duration(seconds) == expected

@@ -21,6 +21,7 @@ from sqlalchemy.types import TypeEngine
 
 from app import ledger_statements as sql
 from app.database.tables import metadata
+from app.evaluations.spend import SPEND
 from tests.conftest import TEMPLATE, of_database
 
 MOST_ROWS = 1000
@@ -155,6 +156,7 @@ CASES: dict[str, tuple[TextClause, dict[str, Any]]] = {
         {"ids": [f"{evaluation(n)}.100" for n in (11, 111)], "numbers": [1, 1], "sweep_enqueued": 86400.0},
     ),
     "unfinished": (sql.UNFINISHED, {"evaluation": OPEN}),
+    "spend": (SPEND, {"ids": [OVER, OPEN]}),
     "interrupted": (sql.INTERRUPTED, {"id": RUNNING, "attempt": 2}),
     "scored": (sql.SCORED, {"id": RUNNING}),
     "to report": (sql.TO_REPORT, {"evaluation": OVER}),

@@ -79,7 +79,7 @@ async def test_an_idle_worker_ends_at_once(database_url: str, tmp_path: Path) ->
         terminate(worker)
         assert await worker.ended() == -15
         assert worker.logged("drained")[0]["executions"] == 0
-        assert not list((tmp_path / "scratch").iterdir())
+        assert not list(worker.scratch.iterdir())
 
 
 async def test_what_was_given_back_is_done_by_the_next_worker(

@@ -8,6 +8,8 @@ import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
+from shutil import rmtree
+from tempfile import mkdtemp
 from typing import Any
 
 import httpx
@@ -18,10 +20,12 @@ START = 60
 
 
 class Worker:
-    """`log`: what it has logged so far, line by line."""
+    """`artifacts`: the folder it ships to; `log`: what it has logged so far, line by line."""
 
-    def __init__(self, process: asyncio.subprocess.Process) -> None:
+    def __init__(self, process: asyncio.subprocess.Process, artifacts: str, scratch: Path) -> None:
         self.process = process
+        self.scratch = scratch
+        self.artifacts = artifacts
         self.log: list[dict[str, Any]] = []
         self.url = ""
         self._serving = asyncio.Event()
@@ -78,11 +82,13 @@ class Worker:
 async def working(folder: Path, **variables: object) -> AsyncIterator[Worker]:
     """One worker that serves, with its artifacts in `folder` and a queue that nobody listens to, unless told otherwise."""
     kept = {k: v for k, v in os.environ.items() if not k.startswith(("PROCTOR_", "GOOGLE_"))}
+    scratch = Path(mkdtemp(prefix="proctor-test-"))
+    scratch.chmod(0o711)  # the sandbox's user must be able to pass, and may not into pytest's folders
     given = {
         "queue_endpoint": "127.0.0.1:9",
         "queue_patience": 0.1,
         "artifacts": f"file://{folder}/artifacts",
-        "scratch": folder / "scratch",
+        "scratch": scratch,
         "port": 0,
         "log_format": "json",
         **variables,
@@ -94,7 +100,7 @@ async def working(folder: Path, **variables: object) -> AsyncIterator[Worker]:
         stderr=asyncio.subprocess.PIPE,
         limit=2**20,
     )
-    worker = Worker(process)
+    worker = Worker(process, str(given["artifacts"]).removeprefix("file://"), scratch)
     try:
         await worker.serving()
         yield worker
@@ -103,6 +109,7 @@ async def working(folder: Path, **variables: object) -> AsyncIterator[Worker]:
             with suppress(psutil.NoSuchProcess):
                 await worker.kill()
         await worker.ended()
+        rmtree(scratch, ignore_errors=True)
 
 
 async def push(worker: Worker, execution: str) -> httpx.Response:

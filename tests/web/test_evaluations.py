@@ -88,6 +88,7 @@ async def test_a_body_without_its_content_type_is_told_so(client: httpx.AsyncCli
     [
         ("GET", f"/evaluations/{UNKNOWN}", 404, UNKNOWN),
         ("GET", f"/evaluations/{UNKNOWN}/samples", 404, UNKNOWN),
+        ("GET", f"/evaluations/{UNKNOWN}/explanation", 404, UNKNOWN),
         ("POST", f"/evaluations/{UNKNOWN}/cancel", 404, UNKNOWN),
         ("POST", f"/evaluations/{UNKNOWN}/retry", 404, UNKNOWN),
         ("GET", "/evaluations/nonsense", 422, "evaluation_id"),
@@ -153,6 +154,7 @@ async def test_the_api_describes_itself(client: httpx.AsyncClient) -> None:
         "/evaluations",
         "/evaluations/{evaluation_id}",
         "/evaluations/{evaluation_id}/samples",
+        "/evaluations/{evaluation_id}/explanation",
         "/evaluations/{evaluation_id}/cancel",
         "/evaluations/{evaluation_id}/retry",
         "/executions/{execution_id}",
