@@ -18,6 +18,7 @@ $(STAMP): requirements.lock pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV); \
 	$(PIP) install --require-hashes -r requirements.lock; \
 	$(PIP) install --no-deps --no-build-isolation --editable .; \
+	.ci/restic $(BIN); \
 	touch $(STAMP); echo "Set-up took $$(($$(date +%s) - began)) s"
 
 # A real evaluation, end to end, on this machine.

@@ -108,6 +108,11 @@ async def run_expired(scene: Scene) -> Scene:
     return scene
 
 
+async def run_taken_over(scene: Scene) -> Scene:
+    scene = await run_expired(scene)
+    return replace(scene, attempt=await claim(scene.ledger, f"{scene.evaluation}.1"))
+
+
 async def last_run_claimed(scene: Scene) -> Scene:
     scene = await runs_pending(scene)
     await run_out(scene.ledger, scene.evaluation, "succeeded")
@@ -219,6 +224,7 @@ OPERATIONS = {
     ),
     "all_due": Operation(run_claimed, lambda ledger, _: ledger.all_due(), "all_due"),
     "scored": Operation(run_recorded, lambda ledger, scene: ledger.scored(scene.attempt), "scored"),
+    "interrupted": Operation(run_taken_over, lambda ledger, scene: ledger.interrupted(scene.attempt), "interrupted"),
     "unfinished": Operation(run_claimed, lambda ledger, scene: ledger.unfinished(scene.evaluation), "unfinished"),
     "plan": Operation(plan_pending, lambda ledger, scene: ledger.plan(scene.evaluation), "plan"),
     "to_report": Operation(report_claimed, lambda ledger, scene: ledger.to_report(scene.evaluation), "to_report"),

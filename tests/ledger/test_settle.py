@@ -24,6 +24,19 @@ from tests.ledger.factories import (
 from tests.ledger.transactions import uncommitted, until_blocked
 
 
+async def test_what_is_gone_on_with_was_left_by_attempts_since_the_last_that_ended_by_itself(
+    ledger: Ledger, database: Database
+) -> None:
+    evaluation = await planned(ledger, 1)
+    run = f"{evaluation}.1"
+    found = []
+    for outcome in ("interrupted", "failed", "interrupted", "interrupted", "succeeded"):
+        attempt = await claim(ledger, run)
+        found.append(await ledger.interrupted(attempt))
+        await settle(ledger, attempt, outcome, max_failures=2)
+    assert found == [[], [1], [], [3], [4, 3]]
+
+
 async def test_a_plan_fans_out_to_its_runs_in_the_datasets_order(ledger: Ledger, database: Database) -> None:
     evaluation = await submitted(ledger)
     plan = await claim(ledger, f"{evaluation}.plan")
