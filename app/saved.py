@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import structlog
-from pydantic import TypeAdapter
+from pydantic import TypeAdapter, ValidationError
 
 from app.artifacts import Artifacts
 from app.ledger import Settlement
@@ -49,12 +49,20 @@ class Saved:
             return Left()
         names = set(await self._artifacts.names(self._artifacts.url(job.evaluation_id, job.execution_id)))
         for attempt in attempts:
-            if f"{attempt}/{OUTCOME}" in names:
-                url = self._artifacts.url(job.evaluation_id, job.execution_id, attempt, OUTCOME)
-                outcome = _SETTLEMENT.validate_json(await self._artifacts.read(url))
-                # the tokens were spent by the other attempt, whose last progress is in its own row
-                return Left(outcome=replace(outcome, usage=None, cost=None), outcome_of=attempt)
+            if f"{attempt}/{OUTCOME}" in names and (outcome := await self._outcome(job, attempt)):
+                return Left(outcome=outcome, outcome_of=attempt)
         return Left(resumable=next((a for a in attempts if f"{a}/{COMMITTED}" in names), None))
+
+    async def _outcome(self, job: Job, attempt: int) -> Settlement | None:
+        """None: another version of Proctor wrote it, and means something else by it."""
+        url = self._artifacts.url(job.evaluation_id, job.execution_id, attempt, OUTCOME)
+        try:
+            outcome = _SETTLEMENT.validate_json(await self._artifacts.read(url))
+        except ValidationError as error:
+            log.warning("an earlier attempt's outcome cannot be read", url=url, reason=str(error))
+            return None
+        # the tokens were spent by the other attempt, whose last progress is in its own row
+        return replace(outcome, usage=None, cost=None)
 
     async def fetch(self, job: Job, attempt: int) -> None:
         """Puts an earlier attempt's logs and checkpoints into the job's log folder."""

@@ -1,0 +1,169 @@
+"""What an attempt leaves for the next: whole checkpoints, outcomes, and nothing once it is over."""
+
+from pathlib import Path
+
+import pytest
+from structlog.testing import capture_logs
+
+from app.artifacts import Artifacts
+from app.ledger import End, Settlement, _settle_parameters
+from app.runner.messages import ENDED, LOGS, Failure, Job, SampleRef, SampleResult, ScoreValue
+from app.saved import CHECKPOINT, COMMITTED, OUTCOME, Saved, Shipping
+from app.spec import Spec
+
+SAMPLE = SampleRef(id="a", epoch=1)
+LOG = "2026-01-01_task_x.eval"
+OUTCOMES = {
+    "a run": Settlement(
+        "succeeded",
+        samples=[(SampleResult(sample=SAMPLE, scores={"s": ScoreValue(value=1.0)}, log=LOG), "file:///a.eval")],
+    ),
+    "a failure": Settlement("failed", error=Failure(error_class="model", message="refused"), max_failures=2),
+    "a plan": Settlement("succeeded", runs=[[SAMPLE], [SampleRef(id=7, epoch=2)]], runs_due=1.5),
+    "a report": Settlement(
+        "succeeded", end=End("succeeded", {"scores": [1, None]}, {"m": {"total_tokens": 5}}, log="l")
+    ),
+}
+
+
+@pytest.fixture
+def artifacts(tmp_path: Path) -> Artifacts:
+    return Artifacts(f"file://{tmp_path}/store")
+
+
+@pytest.fixture
+def saved(artifacts: Artifacts) -> Saved:
+    return Saved(artifacts)
+
+
+def job(tmp_path: Path, attempt: int, kind: str = "run") -> Job:
+    folder = tmp_path / "scratch" / str(attempt)
+    folder.mkdir(parents=True, exist_ok=True)
+    spec = Spec(task="t", model="m")
+    return Job.model_validate(
+        {"kind": kind, "evaluation_id": "e", "execution_id": "e.1", "attempt": attempt, "spec": spec}
+        | {"directory": str(folder)}
+    )
+
+
+def write(folder: Path, *names: str) -> None:
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(name)
+
+
+class Progress:
+    """Counts how often the ledger is told."""
+
+    def __init__(self) -> None:
+        self.times = 0
+
+    async def __call__(self) -> None:
+        self.times += 1
+
+
+@pytest.mark.parametrize("outcome", OUTCOMES.values(), ids=OUTCOMES)
+async def test_an_outcome_comes_back_as_it_was(saved: Saved, tmp_path: Path, outcome: Settlement) -> None:
+    await saved.keep(job(tmp_path, 1), outcome)
+    left = await saved.left_by(job(tmp_path, 2), [1])
+    assert left.outcome
+    assert left.outcome_of == 1
+    assert _settle_parameters("e.1", 2, left.outcome) == _settle_parameters("e.1", 2, outcome), "for the ledger"
+    assert (await saved.left_by(job(tmp_path, 2), [])).outcome is None, "it was recorded: nobody asks"
+
+
+async def test_what_cost_the_other_attempt_is_not_counted_again(saved: Saved, tmp_path: Path) -> None:
+    await saved.keep(job(tmp_path, 1), Settlement("succeeded", usage={"tokens": 9}, cost=0.5))
+    outcome = (await saved.left_by(job(tmp_path, 2), [1])).outcome
+    assert outcome
+    assert (outcome.usage, outcome.cost) == (None, None)
+
+
+async def test_an_outcome_that_cannot_be_read_is_none(saved: Saved, artifacts: Artifacts, tmp_path: Path) -> None:
+    await artifacts.write(artifacts.url("e", "e.1", 1, OUTCOME), b'{"outcome": "of another version"}')
+    with capture_logs() as told:
+        assert (await saved.left_by(job(tmp_path, 2), [1])).outcome is None
+    assert "cannot be read" in told[0]["event"]
+
+
+async def test_a_checkpoint_is_shipped_with_its_commit_point_last_and_fetched_whole(
+    saved: Saved, artifacts: Artifacts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, progress = job(tmp_path, 1), Progress()
+    wanted = [".eval-set-id", "x.checkpoints/a__1/ckpt-00001.json", "x.checkpoints/a__1/restic/host/data/6e/6eb3"]
+    passing = [LOG, "x.checkpoints/a__1/context/events.json", "x.checkpoints/a__1/restic/host/locks/1"]
+    write(Path(first.directory, LOGS), *wanted, *passing)
+    write(Path(first.directory, ENDED), LOG)
+    sent: list[str] = []
+    ship = artifacts.ship
+
+    async def watched(file: Path, url: str) -> None:
+        sent.append(url)
+        await ship(file, url)
+
+    monkeypatch.setattr(artifacts, "ship", watched)
+    async with Shipping(artifacts, first, progress) as shipping:
+        shipping.due()
+    assert sent[-1].endswith("ckpt-00001.json")
+    assert progress.times == 1
+    names = await artifacts.names(artifacts.url("e", "e.1", 1))
+    assert sorted(names) == sorted([COMMITTED, *(f"{CHECKPOINT}/{n}" for n in (*wanted, f"{LOG}.part"))])
+    second = job(tmp_path, 2)
+    assert (await saved.left_by(second, [1])).resumable == 1
+    await saved.fetch(second, 1)
+    logs = Path(second.directory, LOGS)
+    assert sorted(str(f.relative_to(logs)) for f in logs.rglob("*") if f.is_file()) == sorted([*wanted, LOG])
+
+
+async def test_only_what_is_new_is_shipped_and_the_ledger_is_told_once(
+    artifacts: Artifacts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, progress = job(tmp_path, 1), Progress()
+    write(Path(first.directory, LOGS), "x/ckpt-00001.json")
+    shipping = Shipping(artifacts, first, progress)
+    await shipping._ship()
+    write(Path(first.directory, LOGS), "x/ckpt-00002.json")
+    sent: list[str] = []
+
+    async def watched(file: Path, url: str) -> None:
+        sent.append(file.name)
+
+    monkeypatch.setattr(artifacts, "ship", watched)
+    await shipping._ship()
+    assert (sent, progress.times) == (["ckpt-00002.json"], 1)
+
+
+async def test_half_a_checkpoint_is_not_resumed_from(saved: Saved, artifacts: Artifacts, tmp_path: Path) -> None:
+    """Attempt 3 was killed while it shipped its first; attempt 1's is whole."""
+    for attempt, name in ((1, f"{CHECKPOINT}/x"), (1, COMMITTED), (3, f"{CHECKPOINT}/x")):
+        await artifacts.write(artifacts.url("e", "e.1", attempt, name), b"{}")
+    assert (await saved.left_by(job(tmp_path, 4), [3, 2, 1])).resumable == 1
+    assert (await saved.left_by(job(tmp_path, 4), [3])).resumable is None, "attempt 2 had failed by itself"
+
+
+async def test_of_what_is_over_only_logs_and_outcomes_stay(saved: Saved, artifacts: Artifacts) -> None:
+    kept = [f"e.1/2/{LOG}", f"e.1/1/{OUTCOME}", "e.2/1/checkpoint.eval"]
+    for name in (*kept, f"e.1/1/{COMMITTED}", f"e.1/1/{CHECKPOINT}/a/b", f"e.2/3/{CHECKPOINT}/c"):
+        await artifacts.write(artifacts.url("e", name), b"{}")
+    await saved.discard("e", "e.1")
+    assert sorted(await artifacts.names(artifacts.url("e"))) == sorted([*kept, f"e.2/3/{CHECKPOINT}/c"])
+    await saved.discard("e")
+    assert sorted(await artifacts.names(artifacts.url("e"))) == sorted(kept)
+
+
+async def test_a_store_that_refuses_costs_the_checkpoint_and_not_the_work(
+    artifacts: Artifacts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def refused(*_: object) -> None:
+        raise PermissionError("not yours")
+
+    first, progress = job(tmp_path, 1), Progress()
+    write(Path(first.directory, LOGS), "x/ckpt-00001.json")
+    with monkeypatch.context() as patch, capture_logs() as told:
+        patch.setattr(artifacts, "ship", refused)
+        async with Shipping(artifacts, first, progress) as shipping:
+            shipping.due()
+    assert [line["event"] for line in told] == ["checkpoint not shipped"]
+    assert progress.times == 0
+    await shipping._ship()
+    assert progress.times == 1, "the next takes it along"
