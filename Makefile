@@ -40,7 +40,7 @@ bench: setup
 	$(BIN)/python -m tests.benchmarks
 
 drill: setup
-	$(BIN)/python -m tests.drills
+	$(BIN)/python -m tests.drills chaos --seconds 600
 
 # Addresses stay out of the lock: it must install from whatever index a machine uses.
 lock: setup

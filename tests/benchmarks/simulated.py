@@ -19,6 +19,8 @@ from app.ledger import Ledger, Settlement
 from app.queue import Queue
 from app.runner.messages import LOGS, Done, Job, Progress, SampleEnded, SampleRef, SampleResult, ScoreValue, Started
 from app.runner.supervisor import Supervisor
+from app.saved import Saved
+from app.scratch import Scratch
 from app.settings import Settings
 from app.spec import Spec
 from tests.benchmarks.arrivals import Arrival
@@ -113,10 +115,13 @@ async def open_worker(
         database = Timed(engine, settings)
         database.gauge = gauge
         ledger = Ledger(database, lease=settings.lease, worker=settings.worker)
+        artifacts = Artifacts(settings.artifacts)
         executor = Executor(
             ledger=ledger,
             queue=cast(Queue, None),  # every push here is alone: nothing is enqueued
-            artifacts=Artifacts(settings.artifacts),
+            artifacts=artifacts,
+            saved=Saved(artifacts),
+            scratch=await stack.enter_async_context(Scratch(settings.scratch)),
             supervisor=cast(Supervisor, Sleeper(lasts)),
             leases=Leases(ledger, settings),
             settings=settings,

@@ -24,21 +24,28 @@ drop: the kernel drops every packet of the client: nothing is even acknowledged.
 The sockets of silent and dropped connections stay open until the proxy ends.
 """
 Moment = Literal["before", "within", "after"]
+Pattern = str | Callable[[str], bool]
+"""A part of the SQL, or what is true for it."""
 
 _SO_ATTACH_FILTER = 26
 
 
 class CutPoint:
-    """Cuts the connection at the next `times` executions of a statement whose SQL contains `pattern`.
+    """Cuts the connection at the next `times` executions of a statement whose SQL contains `pattern`, or for which that
+    is true: it is asked once for every statement that comes, so it may count them. `then` is called just before the cut:
+    until it returns nothing passes, on any connection of the proxy's.
 
     before: the request never reaches the server. within: it is passed on and the client cut at once; the server is not
     told and finishes. after: it is carried out (and committed, if nothing else is awaited), its reply never delivered.
     A time is used up when the statement arrives; it has not happened if the client leaves before its moment.
     """
 
-    def __init__(self, proxy: "Proxy", pattern: str, moment: Moment, how: Cut, times: int) -> None:
+    def __init__(
+        self, proxy: "Proxy", pattern: Pattern, moment: Moment, how: Cut, times: int, then: Callable[[], None] | None
+    ) -> None:
         self.pattern, self.moment, self.how = pattern, moment, how
         self.happened = 0
+        self._then = then
         self._left = times
         self._proxy = proxy
         self._first = asyncio.Event()
@@ -51,6 +58,9 @@ class CutPoint:
         if self in self._proxy.cut_points:
             self._proxy.cut_points.remove(self)
 
+    def fits(self, sql: str) -> bool:
+        return self.pattern in sql if isinstance(self.pattern, str) else self.pattern(sql)
+
     def take(self) -> None:
         """One of its times is used up."""
         self._left -= 1
@@ -58,6 +68,8 @@ class CutPoint:
             self.remove()
 
     def cut(self, connection: "Connection") -> None:
+        if self._then is not None:
+            self._then()
         connection.cut(self.how, tell_server=self.moment != "within")
         self.happened += 1
         self._first.set()
@@ -222,7 +234,7 @@ class Connection:
     def _execute(self, sql: str) -> None:
         self._proxy.record(sql)
         if self._proxy.cut_points and self._pending is None:
-            point = next((point for point in self._proxy.cut_points if point.pattern in sql), None)
+            point = next((point for point in self._proxy.cut_points if point.fits(sql)), None)
             if point:
                 point.take()
                 # a simple query has been counted already; an extended one ends with the Sync to come

@@ -4,11 +4,12 @@ import asyncio
 import socket
 import ssl
 from collections import deque
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Self
 from urllib.parse import urlsplit
 
-from tests.faults.connection import Connection, Cut, CutPoint, Moment, Side, drop_arriving, reset_on_close
+from tests.faults.connection import Connection, Cut, CutPoint, Moment, Pattern, Side, drop_arriving, reset_on_close
 
 _END = 10
 """Seconds; the proxy's connections end at once, unless something is wrong."""
@@ -105,8 +106,16 @@ class Proxy:
             connection.cut(how)
         return len(connections)
 
-    def cut_at(self, pattern: str, moment: Moment, how: Cut, times: int = 1) -> CutPoint:
-        point = CutPoint(self, pattern, moment, how, times)
+    def cut_at(
+        self,
+        pattern: Pattern,
+        moment: Moment,
+        how: Cut,
+        times: int = 1,
+        *,
+        then: Callable[[], None] | None = None,
+    ) -> CutPoint:
+        point = CutPoint(self, pattern, moment, how, times, then)
         self.cut_points.append(point)
         return point
 

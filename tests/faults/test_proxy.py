@@ -198,6 +198,38 @@ async def test_a_cut_point_happens_so_many_times_and_can_be_removed(
     assert (twice.happened, removed.happened) == (2, 0)
 
 
+async def test_a_cut_point_may_choose_the_statement_itself(proxy: Proxy, connection: Any, direct: Any) -> None:
+    asked: list[str] = []
+
+    def the_second(sql: str) -> bool:
+        asked.append(sql)
+        return len(asked) == 2
+
+    point = proxy.cut_at(the_second, "before", "fin")
+    await connection.execute("INSERT INTO rows VALUES (1)")
+    with pytest.raises(LOST):
+        await connection.execute("INSERT INTO rows VALUES (2)")
+    assert asked == ["INSERT INTO rows VALUES (1)", "INSERT INTO rows VALUES (2)"]
+    assert (point.happened, await direct.fetchval("SELECT max(i) FROM rows")) == (1, 1)
+
+
+@pytest.mark.parametrize("moment", ["before", "within", "after"])
+async def test_somebody_may_be_told_of_a_cut_before_the_client_is(
+    proxy: Proxy, connection: Any, moment: Moment
+) -> None:
+    """So that the client can be killed at that very place."""
+    told: list[tuple[int, int, bool]] = []
+
+    def then() -> None:
+        told.append((point.happened, len(proxy.connections), connection.is_closed()))
+
+    point = proxy.cut_at("INTO rows", moment, "fin", then=then)
+    with pytest.raises(LOST):
+        await connection.execute("INSERT INTO rows VALUES ($1)", 1)
+    assert told == [(0, 1, False)]
+    assert (point.happened, proxy.connections) == (1, [])
+
+
 async def test_new_connections_can_be_refused_while_old_ones_work(
     proxy: Proxy, connection: Any, database_url: str
 ) -> None:

@@ -5,12 +5,16 @@
 
 import os
 import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
+from typing import NoReturn
 
 import anyio
 from inspect_ai import Task, task
 from inspect_ai.dataset import Sample
-from inspect_ai.model import ModelOutput, ModelUsage, get_model
+from inspect_ai.model import ChatMessageUser, ModelOutput, ModelUsage, get_model
 from inspect_ai.scorer import Score, Target, accuracy, scorer, stderr
 from inspect_ai.solver import Generate, Solver, TaskState, solver
 
@@ -38,36 +42,87 @@ def ask() -> Solver:
 
 @solver
 def misbehave(how: str, sample: int) -> Solver:
-    """`how` it goes wrong, in that sample only. `flag` files outlive a process, so that only a first attempt fails."""
+    """`how` it goes wrong, in that sample only."""
 
     async def solve(state: TaskState, generate: Generate) -> TaskState:
-        if int(state.sample_id) != sample:
-            return state
-        kind, _, argument = how.partition(":")
-        if kind == "raise":
-            raise RuntimeError("it broke <script>alert(1)</script>")
-        if kind == "exit":
-            os._exit(int(argument))
-        if kind == "kill":
-            os.kill(os.getpid(), signal.SIGKILL)
-        if kind == "mark":
-            with Path(argument).open("a") as file:
-                file.write(f"{sample}\n")
-        if kind == "hang":
-            await anyio.sleep_forever()
-        if kind == "wait":
-            await anyio.sleep(float(argument))
-        if kind == "until":
-            while not Path(argument).exists():
-                await anyio.sleep(0.05)
-        if kind in ("once", "kill-once") and not Path(argument).exists():
-            Path(argument).touch()
-            if kind == "kill-once":
-                os.kill(os.getpid(), signal.SIGKILL)
-            raise RuntimeError("it broke this once")
+        if int(state.sample_id) == sample:
+            await _misbehave(how, sample)
         return state
 
     return solve
+
+
+@solver
+def misbehave_each(hows: list[str]) -> Solver:
+    """The first sample by the first of them, and so on."""
+
+    async def solve(state: TaskState, generate: Generate) -> TaskState:
+        await _misbehave(hows[int(state.sample_id) - 1], int(state.sample_id))
+        return state
+
+    return solve
+
+
+async def _misbehave(how: str, sample: int) -> None:
+    """`flag` files outlive a process, so that only a first attempt fails."""
+    kind, _, argument = how.partition(":")
+    if kind == "raise":
+        raise RuntimeError("it broke <script>alert(1)</script>")
+    if kind == "exit":
+        os._exit(int(argument))
+    if kind == "kill":
+        os.kill(os.getpid(), signal.SIGKILL)
+    if kind == "kill-until" and not Path(argument).exists():
+        os.kill(os.getpid(), signal.SIGKILL)
+    if kind == "memory":
+        _take_all_memory(argument)
+    if kind == "mark":
+        with Path(argument).open("a") as file:
+            file.write(f"{sample}\n")
+    if kind == "fail":
+        _fail(*argument.split(":"))
+    if kind == "hang":
+        await anyio.sleep_forever()
+    if kind == "spawn":
+        _start_another_and_be_deaf(argument)
+    if kind == "wait":
+        await anyio.sleep(float(argument))
+    if kind == "until":
+        while not Path(argument).exists():
+            await anyio.sleep(0.05)
+    if kind in ("once", "kill-once") and not Path(argument).exists():
+        Path(argument).touch()
+        if kind == "kill-once":
+            os.kill(os.getpid(), signal.SIGKILL)
+        raise RuntimeError("it broke this once")
+
+
+def _fail(times: str, marks: str) -> None:
+    """The first so many times that it is called. Each leaves a line in `marks`."""
+    with Path(marks).open("a") as file:
+        file.write("called\n")
+    if len(Path(marks).read_text().split()) <= int(times):
+        raise RuntimeError("it broke once more")
+
+
+def _take_all_memory(cgroup: str) -> NoReturn:
+    """Until the kernel ends it, in a memory cgroup; without one it is ended the same way."""
+    if not cgroup:
+        os.kill(os.getpid(), signal.SIGKILL)
+    Path(cgroup, "cgroup.procs").write_text(str(os.getpid()))
+    taken = []
+    while True:
+        taken.append(b"x" * 2**20)
+
+
+def _start_another_and_be_deaf(file: str) -> NoReturn:
+    """A process of its own that writes to `file` as long as it lives, its pid first. Interrupts are not heard."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    code = "import os, sys, time\nprint(os.getpid(), flush=True)\nwhile print(0, flush=True) is None: time.sleep(0.02)"
+    with Path(file).open("w") as output:
+        subprocess.Popen([sys.executable, "-c", code], stdout=output, stdin=subprocess.DEVNULL)
+    while True:
+        time.sleep(1)
 
 
 @task
@@ -75,6 +130,47 @@ def numbers(n: int = 4, how: str = "", sample: int = 1, epochs: int = 1) -> Task
     """Scores 1 for odd ids, 0 for even ones."""
     samples = [Sample(id=i, input=f"number {i}", target="x") for i in range(1, n + 1)]
     return Task(dataset=samples, solver=[misbehave(how, sample), ask()], scorer=odd(), epochs=epochs)
+
+
+@task
+def each(hows: list[str]) -> Task:
+    """A sample for each."""
+    samples = [Sample(id=i, input=f"number {i}", target="x") for i in range(1, len(hows) + 1)]
+    return Task(dataset=samples, solver=[misbehave_each(hows), ask()], scorer=odd())
+
+
+@solver
+def converse(turns: int) -> Solver:
+    async def solve(state: TaskState, generate: Generate) -> TaskState:
+        for _ in range(turns):
+            state = await generate(state)
+            state.messages.append(ChatMessageUser(content="Go on."))
+        return state
+
+    return solve
+
+
+@task
+def talk(name: str, turns: int = 1) -> Task:
+    """Turn after turn with the spec's model, which knows it by its name."""
+    sample = Sample(id=1, input=f"This is conversation {name}.", target="x")
+    return Task(dataset=[sample], solver=converse(turns), scorer=odd())
+
+
+@task
+def slow(flag: str) -> Task:
+    """Takes until there is such a file to be loaded."""
+    while not Path(flag).exists():
+        time.sleep(0.05)
+    return numbers()
+
+
+@task
+def lethal(flag: str) -> Task:
+    """Takes its process with it as it is loaded, unless there is such a file."""
+    if not Path(flag).exists():
+        os.kill(os.getpid(), signal.SIGKILL)
+    return numbers()
 
 
 @task

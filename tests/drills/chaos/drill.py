@@ -1,0 +1,127 @@
+"""The story of the drill: load and faults for some time, then no faults until everything has ended, then the check."""
+
+import asyncio
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+
+import asyncpg
+
+from tests.drills.chaos import figures, gather
+from tests.drills.chaos.checker import check
+from tests.drills.chaos.faults import Faults, plan
+from tests.drills.chaos.history import History
+from tests.drills.chaos.load import Client
+from tests.drills.chaos.logs import open_logs
+from tests.drills.chaos.system import System, open_system
+from tests.drills.chaos.violation import Violation
+from tests.report import Report
+
+MOST_OPEN = 10
+"""Evaluations under way, at most: the client waits, so that the backlog stays short on a machine of any size."""
+
+PAUSE = 0.3
+"""Seconds between two submissions, at least."""
+
+LOOK_EVERY = 0.5
+SLOWEST = 180.0
+"""Seconds without faults after which what has not ended is lost. With the sweeper's times, nothing should take 30."""
+
+KEPT = Path(".proctor")
+SHOWN = 20
+
+
+async def chaos(seconds: float, seed: int, *, plant: str | None = None) -> Report:
+    """`plant`: a bug to run with (see `plants`), to see that it is found."""
+    with tempfile.TemporaryDirectory(prefix="chaos-", ignore_cleanup_errors=True) as name:
+        folder = Path(name)
+        folder.chmod(0o711)
+        history = await run(seconds, seed, folder, plant=plant)
+        violations = check(history)
+        report = figures.report(history, violations)
+        if not report.met:
+            _keep(history, violations, folder)
+        return report
+
+
+def _keep(history: History, violations: Sequence[Violation], folder: Path) -> None:
+    """What it takes to find out why, without running it again."""
+    seed = history.notes["seed"]
+    kept = KEPT / f"chaos-{seed}-{time.strftime('%H%M%S')}"
+    history.save(kept / "history.json")
+    for log in folder.glob("*.log"):
+        shutil.copy(log, kept)
+    print(
+        f"chaos: seed {seed}, {len(violations)} violations; the history and the workers' logs are in {kept}:",
+        file=sys.stderr,
+    )
+    for violation in violations[:SHOWN]:
+        print(f"  {violation}", file=sys.stderr)
+
+
+async def run(seconds: float, seed: int, folder: Path, *, plant: str | None = None) -> History:
+    async with open_system(folder, plant) as system, open_logs() as logs:
+        (folder / "flags").mkdir()
+        client = Client(system.client, folder / "flags", seed)
+        await client.warm_up(len(system.slots), lambda: _ended(system))
+        began = time.time()
+        watching = asyncio.create_task(_watch(system, client))
+        faults = Faults(system, seconds)
+        bringing = asyncio.create_task(faults.bring(plan(seconds, seed)))
+        await client.submit_until(bringing.done, MOST_OPEN, PAUSE, seconds)
+        await bringing
+        faults_ended = time.time()
+        await client.finish()
+        await _ended(system)
+        await _quiet(system, faults)
+        watching.cancel()
+        died = [slot.number for slot in system.slots if slot.worker is None or not slot.worker.lives]
+        rows = await gather.rows(system.database.url)
+        files = gather.files(system.store)
+        return History(
+            root=f"file://{system.store}",
+            began=began,
+            faults_ended=faults_ended,
+            ended=time.time(),
+            submissions=client.submissions,
+            pushes=system.front.pushes,
+            calls=gather.calls(system.models.requests),
+            faults=faults.happened,
+            files=files,
+            logged=await gather.logged(logs, system.store, rows),
+            notes={"seed": seed, "seconds": seconds, "plant": plant, "died": died},
+            **rows,
+        )
+
+
+async def _watch(system: System, client: Client) -> None:
+    """Keeps count of what is open."""
+    while True:
+        with suppress(OSError, asyncpg.PostgresError, asyncpg.InterfaceError):
+            client.open = await _running(system)
+        await asyncio.sleep(LOOK_EVERY)
+
+
+async def _quiet(system: System, faults: Faults) -> None:
+    """Returns when every push has been answered, too: what the queue holds is done with."""
+    with suppress(TimeoutError):
+        async with asyncio.timeout(SLOWEST):
+            await faults.settle()
+            await system.emulator.wait_idle()
+
+
+async def _ended(system: System) -> None:
+    """Returns when every evaluation has ended, or that takes too long."""
+    with suppress(TimeoutError):
+        async with asyncio.timeout(SLOWEST):
+            while await _running(system):
+                await asyncio.sleep(LOOK_EVERY)
+
+
+async def _running(system: System) -> int:
+    ((running,),) = await system.database.fetch("SELECT count(*) FROM evaluations WHERE state = 'running'")
+    return int(running)

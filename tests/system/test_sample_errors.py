@@ -1,0 +1,156 @@
+"""What goes wrong in a sample is the sample's: recorded with whose fault it was, tried again as the spec says, and never
+taken for a fault of the service."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+import pytest
+
+from app.spec import Spec
+from tests.faults.models import Models
+from tests.system.conftest import NUMBERS, TASKS, fanned_out
+from tests.system.inside import Inside, open_inside
+
+TALK = f"{TASKS}@talk"
+RATE_LIMITED = "limited"
+"""A conversation whose first two requests are refused."""
+
+Ended = tuple[dict[str, Any], dict[str, Any]]
+"""An execution and its only sample, as the API shows them."""
+
+
+@pytest.fixture(scope="module")
+async def inside(postgres: str, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Inside]:
+    async with open_inside(postgres, tmp_path_factory.mktemp("samples")) as inside:
+        yield inside
+
+
+@pytest.fixture(scope="module")
+async def models() -> AsyncIterator[Models]:
+    async with Models() as models:
+        yield models
+
+
+@pytest.fixture(scope="module", autouse=True)
+async def rate_limited(inside: Inside, models: Models) -> AsyncIterator["asyncio.Task[Ended]"]:
+    """It begins before all others, for Inspect waits for 3 to 6 s before its second try, and twice as long before the
+    third."""
+    models.fail(429, times=2, conversation=RATE_LIMITED)
+    task = asyncio.create_task(run(inside, **talking(models, RATE_LIMITED)))
+    yield task
+    await asyncio.wait({task})
+
+
+def talking(models: Models, name: str, turns: int = 1, **fields: Any) -> dict[str, Any]:
+    """The spec of a conversation with a provider."""
+    said = {"task_args": {"name": name, "turns": turns}, "model_args": models.model_args}
+    return {"task": TALK, "model": "openai-api/scripted/m", **said, **fields}
+
+
+def going_wrong(how: str, **fields: Any) -> dict[str, Any]:
+    return {"task": NUMBERS, "task_args": {"n": 1, "how": how}, **fields}
+
+
+async def run(inside: Inside, expected: tuple[int, ...] = (200,), **fields: Any) -> Ended:
+    """A single sample. `expected`: what its pushes are answered."""
+    spec = Spec(**{"model": "mockllm/model", "max_failures": 1, **fields})
+    evaluation: UUID = await fanned_out(inside.ledger, spec, [1])
+    answers = [await inside.push(f"{evaluation}.1") for _ in expected]
+    assert tuple(answer.status_code for answer in answers) == expected, answers[-1].text
+    execution = await inside.get(f"/executions/{evaluation}.1")
+    (sample,) = (await inside.get(f"/evaluations/{evaluation}/samples"))["samples"]
+    assert execution["crashes"] == 0
+    classes = [attempt["error_class"] for attempt in execution["attempts"]] + [
+        (sample["error"] or {}).get("error_class")
+    ]
+    assert "infrastructure" not in classes
+    return execution, sample
+
+
+def failed(ended: Ended, error_class: str, says: str, attempts: int = 1) -> None:
+    execution, sample = ended
+    assert (execution["state"], sample["state"]) == ("failed", "failed")
+    assert [attempt["outcome"] for attempt in execution["attempts"]] == ["failed"] * attempts
+    assert execution["failures"] == attempts
+    for error in (execution["error"], sample["error"], *(attempt["error"] for attempt in execution["attempts"])):
+        assert (error["error_class"], says in error["message"]) == (error_class, True), error
+    assert Path(sample["transcript"].removeprefix("file://")).is_file(), "it can be looked into"
+
+
+def succeeded(ended: Ended, attempts: int = 1) -> None:
+    execution, sample = ended
+    assert (execution["state"], sample["state"], sample["error"]) == ("succeeded", "succeeded", None)
+    assert sample["scores"]["odd"]["value"] == 1
+    assert len(execution["attempts"]) == attempts
+
+
+async def test_a_task_that_raises_has_failed_by_its_own_fault(inside: Inside) -> None:
+    failed(await run(inside, **going_wrong("raise")), "evaluation", "it broke <script>")
+
+
+async def test_a_provider_that_refuses_is_not_asked_again(inside: Inside, models: Models) -> None:
+    """Neither by Inspect nor by the queue, whatever the spec allows."""
+    models.fail(401, times=10**6, conversation="unauthorized")
+    ended = await run(inside, **talking(models, "unauthorized", max_failures=5))
+    failed(ended, "model", "401")
+    assert len(models.of("unauthorized")) == 1
+
+
+async def test_a_message_limit_ends_the_sample_and_it_is_scored(inside: Inside, models: Models) -> None:
+    ended = await run(inside, **talking(models, "long", turns=10, message_limit=4))
+    succeeded(ended)
+    assert ended[1]["limit"] == "message"
+    assert len(models.of("long")) == 2
+
+
+async def test_a_token_limit_ends_the_sample_and_it_is_scored(inside: Inside, models: Models) -> None:
+    ended = await run(inside, **talking(models, "dear", turns=10, token_limit=30))
+    succeeded(ended)
+    assert ended[1]["limit"] == "token"
+    calls = models.of("dear")
+    assert len(calls) == 2
+    (usage,) = ended[1]["usage"].values()
+    assert usage["total_tokens"] == sum(call.tokens for call in calls), "what was spent before is counted"
+
+
+async def test_a_time_limit_ends_the_sample_and_it_is_scored(inside: Inside) -> None:
+    ended = await run(inside, **going_wrong("hang", time_limit=1))
+    succeeded(ended)
+    assert ended[1]["limit"] == "time"
+    assert ended[1]["duration"] >= 1
+
+
+async def test_retry_on_error_runs_a_sample_again_within_its_attempt(inside: Inside, tmp_path: Path) -> None:
+    marks = tmp_path / "marks"
+    succeeded(await run(inside, **going_wrong(f"fail:2:{marks}", retry_on_error=2)), attempts=1)
+    assert marks.read_text().split() == ["called"] * 3
+
+
+async def test_both_kinds_of_retry_multiply_and_then_it_has_failed(inside: Inside, tmp_path: Path) -> None:
+    """Three attempts, and in each the sample runs twice. A push that comes after that runs nothing."""
+    marks = tmp_path / "marks"
+    spec = going_wrong(f"fail:100:{marks}", retry_on_error=1, max_failures=3)
+    ended = await run(inside, (409, 409, 200, 200), **spec)
+    failed(ended, "evaluation", "it broke once more", attempts=3)
+    assert marks.read_text().split() == ["called"] * 6
+
+
+async def test_a_sample_that_succeeds_at_last_has_no_error_left(inside: Inside, tmp_path: Path) -> None:
+    marks = tmp_path / "marks"
+    ended = await run(inside, (409, 200), **going_wrong(f"fail:1:{marks}", max_failures=2))
+    succeeded(ended, attempts=2)
+    assert [attempt["outcome"] for attempt in ended[0]["attempts"]] == ["failed", "succeeded"]
+    assert ended[0]["failures"] == 1
+    assert ended[0]["error"] is None
+
+
+async def test_a_provider_that_limits_the_rate_is_waited_for(
+    models: Models, rate_limited: "asyncio.Task[Ended]"
+) -> None:
+    ended = await rate_limited
+    succeeded(ended)
+    assert ended[1]["limit"] is None
+    assert [request.status for request in models.of(RATE_LIMITED)] == [429, 429, 200]
