@@ -86,6 +86,8 @@ class Executor:
             return Answer("again", push.execution_id, "This worker is about to end: another will take it.")
         claim = await self.ledger.claim(push.execution_id, push.claim_id, push.headers)
         if claim is None:
+            if push.headers:  # the queue's: rows are committed before they are enqueued, so it is gone, and should not be
+                log.error("there is no such execution", execution=push.execution_id)
             return Answer("unknown", push.execution_id, "There is no such execution.")
         if not claim.granted:
             return _refused(claim)
@@ -95,7 +97,8 @@ class Executor:
             return await self._act(claim, push)
 
     async def _act(self, claim: Claim, push: Push) -> Answer:
-        async with self.leases.hold(claim.execution_id, claim.attempt) as lease:
+        cancellable = claim.kind != "report"
+        async with self.leases.hold(claim.execution_id, claim.attempt, cancellable=cancellable) as lease:
             settlement = foreseen(claim, self.settings.max_crashes) or await self._try(claim, push, lease)
             if settlement is None:
                 return _again(claim, "Another attempt holds it now.")

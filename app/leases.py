@@ -28,7 +28,8 @@ class Lease:
     """One attempt's right to act. `ended` resolves to why it must stop: `lost` (another attempt holds it), `cancel` (the
     user wishes so), `unreachable` (no renewal for too long) or `drain` (the worker is to end)."""
 
-    def __init__(self, execution_id: str, attempt: int) -> None:
+    def __init__(self, execution_id: str, attempt: int, *, cancellable: bool = True) -> None:
+        self.cancellable = cancellable
         self.execution_id = execution_id
         self.attempt = attempt
         self.progress: dict[str, Any] | None = None
@@ -51,7 +52,7 @@ class Lease:
             return
         if renewal.lost:
             self.end("lost")
-        elif renewal.cancel:
+        elif renewal.cancel and self.cancellable:
             self.end("cancel")
 
     @property
@@ -78,9 +79,10 @@ class Leases:
         return len(self._leases)
 
     @asynccontextmanager
-    async def hold(self, execution_id: str, attempt: int) -> AsyncIterator[Lease]:
-        """Renews the lease for as long as the block lasts."""
-        lease = Lease(execution_id, attempt)
+    async def hold(self, execution_id: str, attempt: int, *, cancellable: bool = True) -> AsyncIterator[Lease]:
+        """Renews the lease for as long as the block lasts. Not `cancellable`: a report, which a cancelled evaluation ends
+        with too."""
+        lease = Lease(execution_id, attempt, cancellable=cancellable)
         if self.draining:
             lease.end("drain")
         self._leases[execution_id, attempt] = lease

@@ -22,6 +22,9 @@ from tests.system.worker import Worker, working
 UPKEEP = "connection"
 """What the driver and the pool send of their own accord: pings, and what a new connection is told and asked."""
 
+QUEUE = "queue."
+"""What the names of calls of the queue begin with."""
+
 _OUTLIVED = 10
 """Seconds; the kernel tells children at once."""
 
@@ -67,13 +70,13 @@ class Instance:
         return self._place is not None and (self._place.message, self._place.nth) == (name, self.messages[name])
 
     def _call_came(self, call: Call) -> None:
-        self.messages[call.method] += 1
-        if self._place == Place(call.method, call.number, "before"):
+        self.messages[QUEUE + call.method] += 1
+        if self._place == Place(QUEUE + call.method, call.number, "before"):
             self._relay.refuse = True
             self._kill()
 
     def _call_was_made(self, call: Call) -> None:
-        if self._place == Place(call.method, call.number, "after"):
+        if self._place == Place(QUEUE + call.method, call.number, "after"):
             self._kill()
 
     def _kill(self) -> None:

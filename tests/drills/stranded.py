@@ -1,4 +1,4 @@
-"""`python -m tests.drills.stranded [--every N] [--seed N] [--json]`
+"""`python -m tests.drills stranded [--every N] [--seed N] [--json]`
 
 Kills the worker (`kill -9`) before and after every message that it sends to the database and to the queue, from the
 submission of an evaluation to its end: one evaluation for each kill. Another worker takes over, and a third starts, as on
@@ -31,7 +31,7 @@ from app.local.postgres import open_postgres
 from app.local.stack import create_queue
 from app.settings import load
 from tests.benchmarks.gauges import percentile
-from tests.drills.instance import UPKEEP, Door, Instance, Moment, Place, start_instance
+from tests.drills.instance import QUEUE, UPKEEP, Door, Instance, Moment, Place, start_instance
 from tests.report import Goal, Report, Value, as_json, show
 from tests.system.conftest import spec
 
@@ -52,7 +52,7 @@ SWEEP_EVERY = 1.0
 """Seconds."""
 
 PATIENCE = 60.0
-"""Seconds from its submission: an evaluation that has not ended by then is stranded. Most take three."""
+"""Seconds from its submission: an evaluation that has not ended by then is stranded. Most take five."""
 
 TRIES = 3
 """Evaluations in which a message is waited for that need not come in each."""
@@ -245,13 +245,18 @@ async def stranded(every: int = 1, seed: int = 0, tell: Callable[[object], None]
                 chosen = places(counted)
                 random.Random(seed).shuffle(chosen)
                 chosen = chosen[::every]
-                tell(f"{counted.total()} messages; {len(chosen)} kills")
+                tell(told(counted, len(chosen)))
                 for place in chosen:
                     ends.append(await drill.kill_at(place))
                     tell(f"{len(ends)}. {ends[-1]}")
                     if ends[-1].wrong:
                         break
     return report(counted, ends, len(chosen), seed)
+
+
+def told(counted: Mapping[str, int], kills: int) -> str:
+    total, calls = sum(counted.values()), sum(n for name, n in counted.items() if name.startswith(QUEUE))
+    return f"{total} messages, {total - calls} to the database and {calls} to the queue; {kills} kills"
 
 
 def report(counted: Mapping[str, int], ends: Sequence[End], wanted: int, seed: int) -> Report:
@@ -288,7 +293,7 @@ def _row(message: str, n: int, ends: Sequence[End]) -> dict[str, Value]:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m tests.drills.stranded", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m tests.drills stranded", description=__doc__)
     parser.add_argument("--every", type=int, default=1)
     parser.add_argument("--seed", type=int, default=random.randrange(10**6))
     parser.add_argument("--json", action="store_true")

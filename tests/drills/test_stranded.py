@@ -1,14 +1,13 @@
 """No evaluation is stranded, wherever its worker is killed: some places of the drill, and that the drill would tell."""
 
 import random
-from collections import Counter
 from collections.abc import AsyncIterator
 
 import pytest
 
 from tests.conftest import own_database
 from tests.drills.instance import UPKEEP, Place, name_of
-from tests.drills.stranded import BY_TIME, Drill, End, open_drill, places, report
+from tests.drills.stranded import BY_TIME, Drill, End, open_drill, places, report, told
 
 KILLS = 2
 
@@ -23,7 +22,7 @@ async def test_an_evaluation_ends_wherever_its_worker_is_killed(drill: Drill) ->
     counted = await drill.count(rehearsals=0)
     seed = random.randrange(10**6)
     ours = [place for place in places(counted) if place.message not in BY_TIME]
-    print(f"seed {seed}: {KILLS} of {len(places(counted))} places, before and after {counted.total()} messages")
+    print(f"seed {seed}: {told(counted, KILLS)}")
     for place in random.Random(seed).sample(ours, KILLS):
         end = await drill.kill_at(place)
         assert not end.wrong, end
@@ -32,20 +31,22 @@ async def test_an_evaluation_ends_wherever_its_worker_is_killed(drill: Drill) ->
 
 async def test_without_the_sweeper_a_worker_killed_after_the_submission_strands_its_evaluation(drill: Drill) -> None:
     """So the drill does see it; and that a client asks again does not make up for it."""
-    drill.sweeping, drill.patience = False, 4
+    drill.sweeping, drill.patience = False, 6
     end = await drill.kill_at(Place("ledger.submit", 1, "after"))
     assert end.seconds is not None, "it was killed"
     assert end.wrong == "stranded: plan pending after 0 attempts"
 
 
 def test_each_message_is_a_place_twice() -> None:
-    assert places(Counter({"ledger.submit": 1, "CreateTask": 2})) == [
+    counted = {"ledger.submit": 1, "queue.CreateTask": 2}
+    assert told(counted, 6) == "3 messages, 1 to the database and 2 to the queue; 6 kills"
+    assert places(counted) == [
         Place("ledger.submit", 1, "before"),
         Place("ledger.submit", 1, "after"),
-        Place("CreateTask", 1, "before"),
-        Place("CreateTask", 1, "after"),
-        Place("CreateTask", 2, "before"),
-        Place("CreateTask", 2, "after"),
+        Place("queue.CreateTask", 1, "before"),
+        Place("queue.CreateTask", 1, "after"),
+        Place("queue.CreateTask", 2, "before"),
+        Place("queue.CreateTask", 2, "after"),
     ]
 
 

@@ -28,8 +28,12 @@ PAUSE = 0.3
 """Seconds between two submissions, at least."""
 
 LOOK_EVERY = 0.5
-SLOWEST = 180.0
-"""Seconds without faults after which what has not ended is lost. With the sweeper's times, nothing should take 30."""
+STALLED = 60.0
+"""Seconds in which, without faults, nothing at all happens: no attempt begins or ends, no model is called. What has not ended
+then is lost; with the sweeper's times, nothing should take 30. More than any of the load's samples sleeps."""
+
+QUIET = 60.0
+"""Seconds after which a push that has not been answered, when all is over, is not waited for any longer."""
 
 KEPT = Path(".proctor")
 SHOWN = 20
@@ -109,17 +113,24 @@ async def _watch(system: System, client: Client) -> None:
 async def _quiet(system: System, faults: Faults) -> None:
     """Returns when every push has been answered, too: what the queue holds is done with."""
     with suppress(TimeoutError):
-        async with asyncio.timeout(SLOWEST):
+        async with asyncio.timeout(QUIET):
             await faults.settle()
             await system.emulator.wait_idle()
 
 
 async def _ended(system: System) -> None:
-    """Returns when every evaluation has ended, or that takes too long."""
-    with suppress(TimeoutError):
-        async with asyncio.timeout(SLOWEST):
-            while await _running(system):
-                await asyncio.sleep(LOOK_EVERY)
+    """Returns when every evaluation has ended, or nothing happens any more."""
+    seen, since = await _happened(system), time.monotonic()
+    while await _running(system) and time.monotonic() - since < STALLED:
+        await asyncio.sleep(LOOK_EVERY)
+        if (now := await _happened(system)) != seen:
+            seen, since = now, time.monotonic()
+
+
+async def _happened(system: System) -> tuple[int, ...]:
+    """Changes whenever an attempt begins or ends, or a model is called."""
+    ((begun, ended),) = await system.database.fetch("SELECT count(*), count(ended_at) FROM execution_attempts")
+    return int(begun), int(ended), len(system.models.requests)
 
 
 async def _running(system: System) -> int:

@@ -4,14 +4,16 @@
 """
 
 import asyncio
+import itertools
 import sys
 from collections.abc import Callable
 from typing import Any
 
 from sqlalchemy import Text, bindparam, text
 
-import app.execution
+import app.evaluations.submit
 import app.ledger_statements as sql
+import app.queue
 import app.web.tasks
 from app.artifacts import Artifacts
 from app.execution import Answer, Executor, Push
@@ -41,12 +43,18 @@ def early_2xx(put: SetAttribute) -> None:
 
 
 def no_outbox(put: SetAttribute) -> None:
-    """What was to be enqueued and was not, or was lost by the queue, nobody remembers."""
+    """What was to be enqueued and was not (here each fourth plan, as if its worker had died just then), or was lost by the
+    queue, nobody remembers."""
+    enqueue, submitted = app.queue.enqueue, itertools.count(1)
 
     async def find_nothing(*_: Any) -> int:
         return 0
 
+    async def mostly(*arguments: Any) -> int:
+        return await enqueue(*arguments) if next(submitted) % 4 else 0
+
     put(app.web.tasks, "enqueue_due", find_nothing)
+    put(app.evaluations.submit, "enqueue", mostly)
 
 
 def double_report(put: SetAttribute) -> None:
