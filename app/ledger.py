@@ -265,8 +265,7 @@ class Ledger:
 
     async def enqueued(self, tasks: Sequence[Enqueue]) -> None:
         parameters = {
-            "ids": [t.execution_id for t in tasks],
-            "numbers": [t.number for t in tasks],
+            "tasks": [{"id": t.execution_id, "number": t.number} for t in tasks],
             "sweep_enqueued": self._sweep.enqueued,
         }
         await self._database.run(sql.ENQUEUED, parameters)

@@ -13,7 +13,6 @@ are ``clock_timestamp()``, read after the lock is held: ``now()`` is when the st
 from typing import Any
 
 from sqlalchemy import (
-    ARRAY,
     JSON,
     BigInteger,
     BindParameter,
@@ -43,8 +42,7 @@ _TYPES: dict[str, TypeEngine[Any]] = {
     "runs": JSONB(),
     "spec": JSONB(),
     "mine": JSONB(),
-    "ids": ARRAY(Text()),
-    "numbers": ARRAY(Integer()),
+    "tasks": JSONB(),  # not two arrays: the driver would ask the server about their types, once a connection
     "cost": Double(),
     "lease": Double(),
     "runs_due": Double(),
@@ -341,7 +339,7 @@ ENQUEUED = _statement(
     "enqueued",
     """
 WITH target AS MATERIALIZED (
-  SELECT e.id FROM task_executions e JOIN unnest(:ids, :numbers) AS n(id, number)
+  SELECT e.id FROM task_executions e JOIN jsonb_to_recordset(:tasks) AS n(id text, number int)
     ON e.id = n.id COLLATE "C" AND e.enqueues = n.number
   WHERE e.state = 'pending' ORDER BY e.id FOR NO KEY UPDATE OF e
 )

@@ -66,7 +66,7 @@ class Kind:
     loses: bool = True
 
     def ways(self) -> list[tuple["Kind", Lost]]:
-        losses: list[Lost] = [*["answer"] * 4, "connection"] if self.loses else []
+        losses: list[Lost] = ["answer", "answer", "answer", "connection"] if self.loses else []
         return [(self, lost) for lost in (*[None] * (40 - len(losses)), *losses) for _ in range(self.weight)]
 
 

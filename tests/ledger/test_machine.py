@@ -12,7 +12,7 @@ from tests.ledger.explore import explore, open_world
 from tests.ledger.mistakes import MISTAKES, examples_to_find
 from tests.ledger.real import World
 
-EXAMPLES = 60
+EXAMPLES = 40
 
 
 @pytest.fixture(scope="module")

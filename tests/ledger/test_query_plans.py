@@ -153,7 +153,7 @@ CASES: dict[str, tuple[TextClause, dict[str, Any]]] = {
     "take due": (sql.TAKE_DUE, {"most": 500, "sweep": 120.0}),
     "enqueued": (
         sql.ENQUEUED,
-        {"ids": [f"{evaluation(n)}.100" for n in (11, 111)], "numbers": [1, 1], "sweep_enqueued": 86400.0},
+        {"tasks": [{"id": f"{evaluation(n)}.100", "number": 1} for n in (11, 111)], "sweep_enqueued": 86400.0},
     ),
     "unfinished": (sql.UNFINISHED, {"evaluation": OPEN}),
     "spend": (SPEND, {"ids": [OVER, OPEN]}),
