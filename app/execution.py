@@ -86,7 +86,9 @@ class Executor:
             return Answer("again", push.execution_id, "This worker is about to end: another will take it.")
         claim = await self.ledger.claim(push.execution_id, push.claim_id, push.headers)
         if claim is None:
-            if push.headers:  # the queue's: rows are committed before they are enqueued, so it is gone, and should not be
+            if (
+                push.headers
+            ):  # the queue's: rows are committed before they are enqueued, so it is gone, and should not be
                 log.error("there is no such execution", execution=push.execution_id)
             return Answer("unknown", push.execution_id, "There is no such execution.")
         if not claim.granted:

@@ -154,6 +154,7 @@ MISTAKES: dict[str, tuple[str, Wrong]] = {
     "an attempt succeeded after another had": ("doubled", but("attempts", ends(".1"), outcome="succeeded")),
     "an evaluation failed": ("failed", but("evaluations", anyone, state="failed")),
     "an evaluation was cancelled by nobody": ("failed", but("evaluations", anyone, cancel_requested_at=1.0)),
+    "a worker died": ("failed", lambda h: replace(h, died=["worker-0.1"])),
     "an attempt has no row": ("held twice", without("attempts", ends(".2"))),
     "two attempts overlap": ("held twice", but("attempts", ends(".1"), ended_at=lambda a: a.ended_at + 60)),
     "an attempt was left open": ("held twice", but("attempts", ends(".2"), ended_at=None, outcome=None)),

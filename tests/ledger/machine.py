@@ -67,7 +67,8 @@ class Kind:
 
     def ways(self) -> list[tuple["Kind", Lost]]:
         losses: list[Lost] = ["answer", "answer", "answer", "connection"] if self.loses else []
-        return [(self, lost) for lost in (*[None] * (40 - len(losses)), *losses) for _ in range(self.weight)]
+        kept: list[Lost] = [None] * (40 - len(losses))
+        return [(self, lost) for lost in (*kept, *losses) for _ in range(self.weight)]
 
 
 def of(*those: Sequence[Any]) -> Arguments | None:

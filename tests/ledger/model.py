@@ -36,7 +36,7 @@ class Ending:
     samples: tuple[Ended, ...] = ()
     runs: tuple[int, ...] = ()
     runs_later: bool = False
-    end: EvaluationState = "failed"
+    end: EvaluationState = "succeeded"
     mark: int = 0
     """Tells this ending's error, usage and results from any other's."""
 

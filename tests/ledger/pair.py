@@ -145,7 +145,7 @@ class Pair:
             raise Differs(f"What was due was not granted: {answer}")
         samples = tuple(self.ended(sample, errored=False) for sample in answer.samples)
         outcome: Outcome = "cancelled" if answer.cancel and answer.kind != "report" else "succeeded"
-        self.settle(name, answer.attempt, Ending(outcome, samples=samples, end="succeeded", mark=self.mark()))
+        self.settle(name, answer.attempt, Ending(outcome, samples=samples, mark=self.mark()))
 
     def ended(self, sample: str, errored: bool) -> Ended:
         """Its log is named like no other's."""

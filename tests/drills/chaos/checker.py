@@ -60,6 +60,11 @@ def it_ended_as_it_must(h: Indexed) -> Iterator[Violation]:
             yield Violation("failed", evaluation.id, f"it {evaluation.state} instead of {must[0]}: {why}")
 
 
+def workers_live(h: Indexed) -> Iterator[Violation]:
+    for worker in h.history.died:
+        yield Violation("failed", worker, "the worker ended by itself")
+
+
 def every_sample_has_one_result(h: Indexed) -> Iterator[Violation]:
     for submission in h.history.submissions:
         planned = h.planned(submission.evaluation)
@@ -149,6 +154,7 @@ def _lenient(h: Indexed, evaluation: str) -> bool:
 RULES: tuple[Callable[[Indexed], Iterator[Violation]], ...] = (
     what_was_promised_has_ended,
     it_ended_as_it_must,
+    workers_live,
     every_sample_has_one_result,
     what_succeeded_did_so_once,
     the_report_comes_last,

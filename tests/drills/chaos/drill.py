@@ -83,7 +83,8 @@ async def run(seconds: float, seed: int, folder: Path, *, plant: str | None = No
         await _ended(system)
         await _quiet(system, faults)
         watching.cancel()
-        died = [slot.number for slot in system.slots if slot.worker is None or not slot.worker.lives]
+        for slot in system.slots:
+            system.living(slot)
         rows = await gather.rows(system.database.url)
         files = gather.files(system.store)
         return History(
@@ -97,7 +98,8 @@ async def run(seconds: float, seed: int, folder: Path, *, plant: str | None = No
             faults=faults.happened,
             files=files,
             logged=await gather.logged(logs, system.store, rows),
-            notes={"seed": seed, "seconds": seconds, "plant": plant, "died": died},
+            died=system.died,
+            notes={"seed": seed, "seconds": seconds, "plant": plant},
             **rows,
         )
 

@@ -145,8 +145,7 @@ class Faults:
     async def _kill_worker(self, chance: random.Random) -> None:
         slot = self._slot(chance)
         async with slot.changing:
-            worker, began = slot.worker, time.time()
-            assert worker
+            worker, began = self._system.living(slot), time.time()
             self._note("worker killed", began, worker=worker.name)
             await worker.kill()
             self._system.leave(worker)
@@ -161,8 +160,7 @@ class Faults:
 
     async def _replace(self, kind: str, slot: Slot, clock: float = 0) -> None:
         async with slot.changing:
-            worker, began = slot.worker, time.time()
-            assert worker
+            worker, began = self._system.living(slot), time.time()
             in_time = await worker.drain()
             self._system.leave(worker)
             self._note(kind, began, worker=worker.name, note="" if in_time else "it had to be killed")

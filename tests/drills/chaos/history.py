@@ -165,6 +165,8 @@ class History:
     faults: Sequence[Fault] = ()
     files: Sequence[File] = ()
     logged: Sequence[Logged] = ()
+    died: Sequence[str] = ()
+    """Workers that ended by themselves."""
     notes: dict[str, Any] = field(default_factory=dict)
     """The seed and whatever else may help a reader."""
 

@@ -34,6 +34,7 @@ WORKERS = 2
 AT_ONCE = 8
 """Pushes under way, at most: children of Inspect on two cores. 15 for each worker in production."""
 
+STARTS = 3
 SWEEP_EVERY = 1.0
 """Seconds; 60 in production."""
 
@@ -123,6 +124,8 @@ class System:
         self.slots = [Slot(number) for number in range(WORKERS)]
         self.queue: Any = None
         self.client: httpx.AsyncClient
+        self.died: list[str] = []
+        """Workers that ended by themselves."""
         self._plant = plant
 
     @property
@@ -130,7 +133,17 @@ class System:
         return [slot.worker for slot in self.slots if slot.worker is not None and slot.worker.lives]
 
     async def start(self, slot: Slot, clock: float = 0) -> None:
-        """Returns when it serves."""
+        """Returns when it serves; one that does not get there is followed by another."""
+        for _ in range(STARTS):
+            worker = slot.worker = await self._start(slot, clock)
+            if await worker.serving():
+                assert worker.address
+                self.front.workers[worker.name] = worker.address
+                return
+            self.died.append(worker.name)
+        raise RuntimeError(f"{worker.name} ended while it was starting, like those before; see its log")
+
+    async def _start(self, slot: Slot, clock: float) -> Worker:
         name = f"worker-{slot.number}.{next(slot.generations)}"
         stand_in = self.database.stand_ins[slot.number]
         settings = {
@@ -145,11 +158,14 @@ class System:
         }
         environment = {**stand_in.environment, **self.models.environment()}
         log = self.folder / f"{name}.log"
-        slot.worker = await workers.start(name, log, settings, environment, clock=clock, plant=self._plant)
-        if not await slot.worker.serving():
-            raise RuntimeError(f"{name} ended while it was starting; see {log}")
-        assert slot.worker.address
-        self.front.workers[name] = slot.worker.address
+        return await workers.start(name, log, settings, environment, clock=clock, plant=self._plant)
+
+    def living(self, slot: Slot) -> Worker:
+        """The slot's worker; notes if it has ended by itself."""
+        assert slot.worker
+        if not slot.worker.lives:
+            self.died.append(slot.worker.name)
+        return slot.worker
 
     def point_store_at(self, name: str) -> None:
         """ "store", or "nothing", which is a file. At once: nobody finds the store missing."""
