@@ -79,7 +79,9 @@ async def test_what_cost_the_other_attempt_is_not_counted_again(saved: Saved, tm
     assert (outcome.usage, outcome.cost) == (None, None)
 
 
-async def test_an_outcome_that_cannot_be_read_is_none(saved: Saved, artifacts: Artifacts, tmp_path: Path) -> None:
+async def test_an_outcome_that_cannot_be_read_is_none(
+    saved: Saved, artifacts: Artifacts, tmp_path: Path, every_log: None
+) -> None:
     await artifacts.write(artifacts.url("e", "e.1", 1, OUTCOME), b'{"outcome": "of another version"}')
     with capture_logs() as told:
         assert (await saved.left_by(job(tmp_path, 2), [1])).outcome is None
@@ -152,7 +154,7 @@ async def test_of_what_is_over_only_logs_and_outcomes_stay(saved: Saved, artifac
 
 
 async def test_a_store_that_refuses_costs_the_checkpoint_and_not_the_work(
-    artifacts: Artifacts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    artifacts: Artifacts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, every_log: None
 ) -> None:
     async def refused(*_: object) -> None:
         raise PermissionError("not yours")

@@ -11,10 +11,12 @@ import pytest
 from app.runner.supervisor import Supervisor
 from tests.conftest import own_database
 from tests.drills.chaos.checker import check
+from tests.drills.chaos.figures import report
 from tests.drills.chaos.history import Fault, File, History, Push, Result, load
 from tests.drills.chaos.logs import Logs, open_logs
 from tests.drills.chaos.plants import PLANTS
 from tests.drills.chaos.small import open_small
+from tests.drills.chaos.violation import Rule, Violation
 
 T = TypeVar("T")
 
@@ -197,6 +199,16 @@ MISTAKES: dict[str, tuple[str, Wrong]] = {
         "spent",
         lambda h: replace(h, calls=[*h.calls, *[c for c in h.calls if is_agents(c) and c.turns == 0]]),
     ),
+    "more was paid again than was lost": (
+        "spent",
+        lambda h: but("submissions", lambda s: s.turns, saved=True)(
+            replace(h, calls=[*h.calls, *[c for c in h.calls if is_agents(c)] * 2])
+        ),
+    ),
+    "a sample's usage is not that of its turns": (
+        "counts",
+        but("results", lambda r: "agent" in r.transcript, usage={}),
+    ),
     "an attempt spent long after the end": ("spent", but("calls", is_agents, at=lambda c: c.at + 1_000)),
     "a score came from nowhere": ("spent", without("calls", is_agents)),
 }
@@ -232,3 +244,31 @@ async def test_what_was_lost_three_times_may_fail(clean: History) -> None:
     assert "failed" in rules(but("evaluations", anyone, state="failed")(clean))
     assert "failed" not in rules(failed)
     assert "failed" in rules(given_up), "then it must"
+
+
+async def test_the_figures_tell_what_a_kill_has_cost(clean: History) -> None:
+    killed = next(a for a in clean.attempts if "SIGKILL" in str(a.error))
+    again = next(a for a in clean.attempts if (a.execution, a.attempt) == (killed.execution, killed.attempt + 1))
+    at = (killed.ended_at or 0) - 0.1
+    fault = Fault("child killed", at, at, held=((killed.execution, killed.attempt),))
+    rows = {row["fault"]: row for row in report(replace(clean, faults=[fault]), []).rows}
+    asked_again = [c for c in clean.calls if is_agents(c) and c.at < again.started_at and c.answered is not None]
+    assert rows["child killed"] == {
+        "fault": "child killed",
+        "times": 1,
+        "attempts lost": 1,
+        "resumed after p50 s": pytest.approx(again.started_at - at),
+        "resumed after max s": pytest.approx(again.started_at - at),
+        "of them agents": 1,
+        "tokens wasted each": sum(c.tokens for c in asked_again),
+    }
+    assert asked_again
+    assert (rows["all"]["attempts lost"], rows["none of these"]["attempts lost"]) == (2, 1)
+
+
+async def test_a_violation_fails_the_goal_that_it_belongs_to(clean: History) -> None:
+    assert report(clean, []).met
+    rules: tuple[Rule, ...] = ("lost", "held twice", "failed", "stale")
+    for place, rule in enumerate(rules):
+        goals = report(clean, [Violation(rule, "e.1", "because")]).goals
+        assert [goal.met for goal in goals] == [n != place for n in range(4)]

@@ -114,7 +114,7 @@ def enqueued(pair: Pair) -> Arguments | None:
 
 KINDS = [
     # what goes on
-    Kind("push", 6, lambda pair: of(ids(pair, lambda e: e.state == "pending"))),
+    Kind("push", 6, lambda pair: of(ids(pair, lambda e: e.state == "pending" or e.lease == "over"))),
     Kind("settle", 4, lambda pair: of(holders(pair), DRAFTS)),
     Kind("retry", 4, lambda pair: of(unwell(pair))),
     Kind("record", 3, lambda pair: of(holders(pair), RESULTS)),

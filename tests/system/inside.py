@@ -147,7 +147,7 @@ async def _serving(settings: Settings) -> AsyncIterator[tuple[FastAPI, httpx.Asy
         serving.result()
     host, port = server.servers[0].sockets[0].getsockname()
     try:
-        async with httpx.AsyncClient(base_url=f"http://{host}:{port}", timeout=2 * PATIENCE) as client:
+        async with httpx.AsyncClient(base_url=f"http://{host}:{port}", timeout=PATIENCE) as client:
             yield app, client
     finally:
         await server.drain()

@@ -22,7 +22,7 @@ from tests.system.conftest import planned
 from tests.system.inside import PATIENCE, Inside, open_inside
 
 INTERVAL = 0.5
-RENEWALS_PATIENCE = 4.0
+RENEWALS_PATIENCE = 5.0
 QUICK: dict[str, Any] = {
     "lease": 6,
     "statement_timeout": 3,
@@ -88,7 +88,7 @@ async def test_one_statement_renews_all_that_a_worker_holds_and_an_idle_worker_m
     print(f"4 renewals for 5 executions took {seconds:.2f} s, at one every {INTERVAL} s")
     assert seconds > 4 * INTERVAL * 0.9, "5 of them would send 4 in less than one interval"
     ((left,),) = await inside.database.run(SHORTEST, {"id": evaluation})
-    assert left > QUICK["lease"] - 2 * INTERVAL, "and each of the five is renewed"
+    assert left > QUICK["lease"] - 4 * INTERVAL, "and each of the five is renewed: they were claimed 6 intervals ago"
     await inside.ledger.cancel(evaluation)
     assert {(await pushed).json()["state"] for pushed in pushes} == {"cancelled"}
 

@@ -21,7 +21,7 @@ _ROWS = {
     "attempts": "SELECT execution_id AS execution, attempt, worker, started_at, ended_at, outcome, error, usage"
     " FROM execution_attempts ORDER BY execution_id, attempt",
     "results": "SELECT evaluation_id::text AS evaluation, sample_id AS sample, epoch, execution_id AS execution, attempt,"
-    " scores, usage, error, transcript, recorded_at FROM sample_results ORDER BY evaluation_id, sample_id, epoch",
+    " scores, usage, error, transcript, recorded_at, note FROM sample_results ORDER BY evaluation_id, sample_id, epoch",
 }
 
 

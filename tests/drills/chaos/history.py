@@ -19,7 +19,8 @@ Sample = tuple[str, int]
 @dataclass(frozen=True)
 class Submission:
     """What the client asked for and was promised (202). `ends`: what it must come to if nobody cancels it. `errored`: how
-    many of its `samples` end with an error, by the task's own doing. `turns`: of an agent, until it submits."""
+    many of its `samples` end with an error, by the task's own doing. `turns`: of an agent, until it submits; `saved`: its
+    state, after each of them."""
 
     evaluation: str
     kind: str
@@ -29,6 +30,7 @@ class Submission:
     ends: Literal["succeeded", "failed"] = "succeeded"
     errored: int = 0
     turns: int | None = None
+    saved: bool = False
     cancelled: float | None = None
     """When the client first asked for it."""
 
@@ -87,6 +89,7 @@ class Result:
     error: dict[str, Any] | None
     transcript: str
     recorded_at: float
+    note: str | None = None
 
 
 @dataclass(frozen=True)

@@ -153,6 +153,7 @@ class Client:
             ends=wish.ends,
             errored=wish.errored,
             turns=wish.turns,
+            saved=wish.spec.get("checkpoint") == "turn",
         )
         self.submissions.append(submission)
         if wish.cancel_after is not None:

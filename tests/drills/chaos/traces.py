@@ -4,13 +4,17 @@ import re
 from collections import Counter
 from collections.abc import Iterator
 
-from tests.drills.chaos.history import Call, Execution, Fault, File
+from tests.drills.chaos.history import Attempt, Call, Execution, Fault, File, Result, Sample, Submission
 from tests.drills.chaos.indexed import TERMINAL, Indexed
 from tests.drills.chaos.violation import Violation
 
 SPENDING_ENDS = 20.0
 """Seconds after the end of an execution in which an attempt that was cut off may still spend: it is stopped when it has gone
 without a renewal for `renew_patience` (10 s in the drill), on a busy machine some seconds later."""
+
+UNSAVED = 3
+"""Turns that an interruption may cost where each is saved: the one under way, and those whose state was on its way to the
+store."""
 
 TIDYING = 5.0
 """Seconds that deleting takes at most, after an end."""
@@ -20,31 +24,52 @@ _STOPS_TIDYING = ("worker killed", "worker drained", "clock wrong by an hour", "
 
 
 def what_is_spent_is_explained(h: Indexed) -> Iterator[Violation]:
-    """No attempt takes a turn twice: so no turn is asked for more often than there were attempts."""
     for submission in h.history.submissions:
-        if submission.turns is None:
-            continue
-        for (sample, epoch), run in h.planned(submission.evaluation):
-            calls = h.calls_in[f"{submission.tag}/{sample}"]
-            scored = any(
-                (r.sample, r.epoch) == (sample, epoch) and r.error is None for r in h.results_of[submission.evaluation]
-            )
-            yield from _of_one(run, f"{run.id} sample {sample}", calls, len(h.attempts_at[run.id]))
-            if scored and {c.turns for c in calls} != set(range(submission.turns + 1)):
-                yield Violation(
-                    "spent", run.id, f"sample {sample} has a score, and not all of its turns were asked for"
-                )
+        if submission.turns is not None:
+            for sample, run in h.planned(submission.evaluation):
+                yield from _of_one(h, submission, sample, run)
 
 
-def _of_one(run: Execution, what: str, calls: list[Call], attempts: int) -> Iterator[Violation]:
+def _of_one(h: Indexed, submission: Submission, sample: Sample, run: Execution) -> Iterator[Violation]:
+    what, calls, attempts = (
+        f"{run.id} sample {sample}",
+        h.calls_in[f"{submission.tag}/{sample[0]}"],
+        h.attempts_at[run.id],
+    )
+    results = [r for r in h.results_of[submission.evaluation] if (r.sample, r.epoch) == sample and r.error is None]
     for turn, times in Counter(call.turns for call in calls).items():
-        if times > attempts:
-            yield Violation("spent", what, f"turn {turn} was asked for {times} times in {attempts} attempts")
-    late = [call for call in calls if run.finished_at is not None and call.at > run.finished_at + SPENDING_ENDS]
+        if times > len(attempts):  # no attempt takes a turn twice
+            yield Violation("spent", what, f"turn {turn} was asked for {times} times in {len(attempts)} attempts")
+    late = [
+        call.at - run.finished_at for call in calls if run.finished_at and call.at > run.finished_at + SPENDING_ENDS
+    ]
     if late:
-        assert run.finished_at
-        after = late[-1].at - run.finished_at
-        yield Violation("spent", what, f"the last of {len(late)} calls came {after:.1f} s after its end")
+        yield Violation("spent", what, f"{len(late)} calls came after its end, the last {late[-1]:.1f} s")
+    again = len(calls) - len({call.turns for call in calls})
+    if submission.saved and again > UNSAVED * (len(attempts) - 1) and not _unsaved(h, attempts, results):
+        yield Violation("spent", what, f"{again} calls were made again after {len(attempts) - 1} interruptions")
+    for result in results:
+        yield from _paid(what, result, calls, submission)
+
+
+def _unsaved(h: Indexed, attempts: list[Attempt], results: list[Result]) -> bool:
+    """Whether there is a reason why more than a turn or two was lost: an attempt that nobody could stop went on beside the
+    next; nothing could be saved, or not be sent to the store."""
+    beside = any("ran out" in str((a.error or {}).get("message")) for a in attempts)
+    no_restic = any("restic" in (r.note or "") for r in results)
+    failing = [f for f in h.history.faults if f.kind == "store failing"]
+    began, ended = attempts[0].started_at, attempts[-1].ended_at or h.history.ended
+    return beside or no_restic or any(f.at < ended and f.until > began for f in failing)
+
+
+def _paid(what: str, result: Result, calls: list[Call], submission: Submission) -> Iterator[Violation]:
+    """A sample's usage is that of the turns that it is made of, whichever attempts took them."""
+    tokens = {call.turns: call.tokens for call in calls}
+    if set(tokens) != set(range(submission.turns or 0)) | {submission.turns}:
+        yield Violation("spent", what, "it has a score, and not all of its turns were asked for")
+    told = sum(int(used["total_tokens"]) for used in result.usage.values())
+    if told != sum(tokens.values()):
+        yield Violation("counts", what, f"its usage is {told} tokens, and its turns took {sum(tokens.values())}")
 
 
 def nothing_is_left_behind(h: Indexed) -> Iterator[Violation]:
