@@ -9,6 +9,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
+from contextvars import Context
 from typing import Any, Literal
 
 import structlog
@@ -88,7 +89,11 @@ class Leases:
         self._leases[execution_id, attempt] = lease
         self._emptied.clear()
         if self._renewing is None or self._renewing.done():
-            self._renewing = asyncio.create_task(self._renew_all(), name="renew leases")
+            self._renewing = asyncio.create_task(
+                self._renew_all(),
+                name="renew leases",
+                context=Context(),  # of no push: the log of one must not name another's evaluation
+            )
         try:
             yield lease
         finally:

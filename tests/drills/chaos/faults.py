@@ -17,7 +17,7 @@ from google.cloud import tasks_v2
 
 from tests.drills.chaos.history import Fault
 from tests.drills.chaos.system import QUEUE, QUICK, Slot, System
-from tests.drills.chaos.workers import Worker, pick
+from tests.drills.chaos.workers import pick
 from tests.faults.connection import Cut
 
 LEASE = float(QUICK["lease"])
@@ -52,6 +52,9 @@ WEIGHTS = {
 RESTARTS = ("worker killed", "worker drained", "clock wrong by an hour")
 RESTARTS_APART = 12.0
 """Seconds between two of these, at least: or all that two cores did would be to start workers."""
+
+LEFT_IN_PEACE = 0.8
+"""Of the workers that were started, until they are warm."""
 
 KINDS = (*WEIGHTS, OUTAGE)
 _CUTS: dict[str, Cut] = {"closed": "fin", "reset": "rst", "silent": "silence", "dropped": "drop"}
@@ -136,44 +139,55 @@ class Faults:
 
     # Processes --------------------------------------------------------------------------------------------------------
 
-    def _slot(self, chance: random.Random) -> Slot:
-        return chance.choice(self._system.slots)
-
-    def _worker(self, chance: random.Random) -> Worker | None:
-        return chance.choice(self._system.workers) if self._system.workers else None
+    def _slot(self, chance: random.Random) -> Slot | None:
+        """One whose worker is not about to change."""
+        free = [slot for slot in self._system.slots if not slot.changing.locked()]
+        return chance.choice(free) if free else None
 
     async def _kill_worker(self, chance: random.Random) -> None:
-        slot = self._slot(chance)
-        async with slot.changing:
-            worker, began = self._system.living(slot), time.time()
-            self._note("worker killed", began, worker=worker.name)
-            await worker.kill()
-            self._system.leave(worker)
-            await asyncio.sleep(chance.uniform(0, 1))
-            await self._system.start(slot)
+        if slot := self._slot(chance):
+            async with slot.changing:
+                worker, began = self._system.living(slot), time.time()
+                self._note("worker killed", began, worker=worker.name)
+                await worker.kill()
+                self._system.leave(worker)
+                await asyncio.sleep(chance.uniform(0, 1))
+                await self._start(slot, chance)
 
     async def _drain_worker(self, chance: random.Random) -> None:
-        await self._replace("worker drained", self._slot(chance))
+        if slot := self._slot(chance):
+            await self._replace("worker drained", slot, chance)
 
     async def _set_clock_wrong(self, chance: random.Random) -> None:
-        await self._replace("clock wrong by an hour", self._slot(chance), clock=chance.choice([-HOUR, HOUR]))
+        if slot := self._slot(chance):
+            await self._replace("clock wrong by an hour", slot, chance, clock=chance.choice([-HOUR, HOUR]))
 
-    async def _replace(self, kind: str, slot: Slot, clock: float = 0) -> None:
+    async def _start(self, slot: Slot, chance: random.Random, clock: float = 0) -> None:
+        """Mostly it is left in peace until it is warm. On a slow machine, to kill cold workers only would be to kill the
+        same work again and again, until it is given up by rule."""
+        await self._system.start(slot, clock)
+        if slot.worker and chance.random() < LEFT_IN_PEACE:
+            await slot.worker.warm()
+
+    async def _replace(self, kind: str, slot: Slot, chance: random.Random, clock: float = 0) -> None:
         async with slot.changing:
             worker, began = self._system.living(slot), time.time()
             in_time = await worker.drain()
             self._system.leave(worker)
             self._note(kind, began, worker=worker.name, note="" if in_time else "it had to be killed")
-            await self._system.start(slot, clock)
+            await self._start(slot, chance, clock)
 
     async def _kill_forkserver(self, chance: random.Random) -> None:
-        worker = self._worker(chance)
+        slot = self._slot(chance)
+        worker = slot.worker if slot else None
         forkserver = worker.forkserver() if worker else None
-        if worker and forkserver:
-            began = time.time()
-            with suppress(psutil.Error):
-                forkserver.kill()
-                self._note("forkserver killed", began, worker=worker.name)
+        if slot and worker and forkserver:
+            async with slot.changing:
+                began = time.time()
+                with suppress(psutil.Error):
+                    forkserver.kill()
+                    self._note("forkserver killed", began, worker=worker.name)
+                    await worker.warm()
 
     async def _kill_child(self, chance: random.Random) -> None:
         child = pick(chance, self._system.workers)
@@ -195,7 +209,7 @@ class Faults:
 
     async def _cut_off(self, chance: random.Random) -> None:
         """One worker alone, for longer than its leases: others take its work over while it goes on."""
-        slot = self._slot(chance)
+        slot = chance.choice(self._system.slots)
         proxy = self._system.database.stand_ins[slot.number].proxy
         async with self._database:
             began = time.time()

@@ -19,6 +19,9 @@ from app.settings import PREFIX
 START = 120
 """Seconds in which a worker serves, on a busy machine too."""
 
+IDLE = 1.0
+"""Seconds without a tick of the processor's: even on a busy machine, whoever has work gets some."""
+
 DRAINED = 15
 """Seconds after SIGTERM; Cloud Run gives 10, this machine may be busy."""
 
@@ -87,6 +90,15 @@ class Worker:
         async with asyncio.timeout(START):
             await self._serving.wait()
         return self.address is not None
+
+    async def warm(self) -> None:
+        """Returns when its forkserver has nothing to import any more, so that children start fast; or after `START` s."""
+        with suppress(TimeoutError, psutil.Error):
+            async with asyncio.timeout(START):
+                used = -1.0
+                while (forkserver := self.forkserver()) is None or (now := sum(forkserver.cpu_times()[:2])) > used:
+                    used = now if forkserver else used
+                    await asyncio.sleep(IDLE)
 
     async def _ended(self) -> None:
         await self._process.wait()
