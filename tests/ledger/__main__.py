@@ -27,7 +27,7 @@ def model(world: World, examples: int, seed: int) -> Report:
     try:
         explore(world, examples, seed)
     except Differs as error:
-        differs = "\n".join([str(error), *error.__notes__])
+        differs = "\n".join([str(error), *getattr(error, "__notes__", [])])
     seconds = time.monotonic() - began
     steps: list[dict[str, Value]] = [{"step": step, "times": times} for step, times in sorted(world.did.items())]
     return Report(

@@ -8,7 +8,8 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from app.ledger import Enqueue, Held, Outcome, Settled
 from tests.ledger.factories import lost_reply
-from tests.ledger.model import Answer, Ended, Ending, Model, Rows
+from tests.ledger.model import Model
+from tests.ledger.model_state import Answer, Ended, Ending, Rows
 from tests.ledger.real import Real, World, lost_commit
 from tests.ledger.snapshot import broken_rules, differences
 
@@ -123,6 +124,7 @@ class Pair:
 
     def look(self, name: str) -> None:
         self._same(lambda ledger: ledger.look(name))
+        self._came_to("look", "same")
 
     def deliver_everything(self) -> None:
         """The queue was lost, all workers too; then all goes well, and everything must come to its end."""
@@ -171,7 +173,8 @@ class Pair:
         with losing(self.world.engine) if lost == "connection" else nullcontext([lost]) as dropped:
             found = act(self.real)
         if lost:
-            self._came_to("lost", lost if dropped else "nothing")
+            assert dropped, "there was no reply to lose"
+            self._came_to("lost", lost)
         _agree(answer, found)
         self._compare(written=not nothing)
         return answer

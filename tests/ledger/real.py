@@ -29,13 +29,14 @@ from app.ledger import (
 from app.runner.messages import Failure, SampleRef, SampleResult, ScoreValue
 from app.spec import Spec
 from tests.ledger.factories import let_expire, make_due
-from tests.ledger.model import Answer, Ended, Ending, Look, Rows
+from tests.ledger.model_state import Answer, Ended, Ending, Look, Rows
 from tests.ledger.snapshot import FAN_OUT, LEASE, SWEEP, read
 
 CLEAR = "; ".join(f"DELETE FROM {table.name}" for table in reversed(metadata.sorted_tables))
 """With few rows much quicker than TRUNCATE."""
 SPECS = [Spec(task="proctor/programming", model="mockllm/model", limit=n) for n in (1, 2)]
 EVERYTHING = 1000
+"""More than is ever due."""
 
 
 @dataclass

@@ -6,7 +6,7 @@ from typing import Any
 from uuid import UUID
 
 from app.ledger import SweepTimes
-from tests.ledger.model import Rows
+from tests.ledger.model_state import Rows
 
 LEASE = 2_000_000.0
 FAN_OUT = 20_000.0

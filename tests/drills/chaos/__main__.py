@@ -11,6 +11,7 @@ import random
 import sys
 
 from tests.drills.chaos.drill import chaos
+from tests.drills.chaos.plants import PLANTS
 from tests.report import as_json, show
 
 
@@ -20,7 +21,7 @@ def main() -> int:
     )
     parser.add_argument("--seconds", type=float, default=600, help="how long faults come")
     parser.add_argument("--seed", type=int, default=random.randrange(10**6))
-    parser.add_argument("--plant", help="a bug to run with, to see that it is found")
+    parser.add_argument("--plant", choices=PLANTS, help="a bug to run with, to see that it is found")
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
     report = asyncio.run(chaos(arguments.seconds, arguments.seed, plant=arguments.plant))

@@ -67,7 +67,7 @@ def _paid(what: str, result: Result, calls: list[Call], submission: Submission) 
     tokens = {call.turns: call.tokens for call in calls}
     if set(tokens) != set(range(submission.turns or 0)) | {submission.turns}:
         yield Violation("spent", what, "it has a score, and not all of its turns were asked for")
-    told = sum(int(used["total_tokens"]) for used in result.usage.values())
+    told = sum(int(used["total_tokens"]) for model, used in result.usage.items() if model.endswith("/agent"))
     if told != sum(tokens.values()):
         yield Violation("counts", what, f"its usage is {told} tokens, and its turns took {sum(tokens.values())}")
 
