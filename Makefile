@@ -9,14 +9,15 @@ PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
 
 setup: $(STAMP)
 
-# The lock holds every package with its hashes; pip refuses anything else.
+# The lock holds every package with its hashes; pip refuses anything else. --no-deps: there is nothing to resolve, and pip before
+# 24 would look past the lock for a package that another one wants with an extra, as soon as a newer release of it is out.
 $(STAMP): requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))' \
 	  || { echo "Proctor needs Python 3.11 to 3.13; this is $$($(PYTHON) --version). Try: make PYTHON=python3.12 ..."; exit 1; }
 	@began=$$(date +%s); set -e; \
 	echo "Setting up $(VENV) (about 1.5 minutes, once)"; \
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV); \
-	$(PIP) install --require-hashes -r requirements.lock; \
+	$(PIP) install --no-deps --require-hashes -r requirements.lock; \
 	$(PIP) install --no-deps --no-build-isolation --editable .; \
 	.ci/restic $(BIN); \
 	touch $(STAMP); echo "Set-up took $$(($$(date +%s) - began)) s"
