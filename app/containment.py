@@ -18,7 +18,8 @@ log = structlog.get_logger(__name__)
 
 
 class Contained:
-    """A context manager; inside it the probe runs (0.1 s), and whoever needs its result waits for it."""
+    """A context manager; inside it the probe runs (0.1 s) where attempts will, in the scratch folder, and whoever needs its
+    result waits for it."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
@@ -35,6 +36,7 @@ class Contained:
         self._probed = 0.0
 
     async def __aenter__(self) -> Self:
+        await asyncio.to_thread(self._settings.scratch.mkdir, parents=True, exist_ok=True)
         self._begin()
         return self
 
@@ -54,7 +56,7 @@ class Contained:
         self._probing = asyncio.create_task(self._probe(), name="probe")
 
     async def _probe(self) -> Containment:
-        found = await choose(self._settings.sandbox_launchers, self._wanted)
+        found = await choose(self._settings.sandbox_launchers, self._wanted, within=self._settings.scratch)
         if found.launcher:
             log.info("sandbox launcher passed its probe", launcher=found.launcher)
         else:

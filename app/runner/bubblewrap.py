@@ -28,7 +28,6 @@ from app.runner.place import (
     NoLauncher,
     become,
     enter,
-    make_directory,
     make_own,
     variables,
 )
@@ -71,10 +70,9 @@ class Bubblewrap:
         self._holder: Process
 
     @classmethod
-    async def open(cls, limits: SandboxLimits, cgroups: bool = True) -> "Bubblewrap":
-        """Raises `NoLauncher`. `cgroups`: use them where they are writable."""
-        cgroup = await anyio.to_thread.run_sync(Cgroup.make, limits) if cgroups else None
-        place = cls(await anyio.to_thread.run_sync(make_directory), limits, cgroup)
+    async def open(cls, directory: Path, limits: SandboxLimits) -> "Bubblewrap":
+        """Takes the sample's folder over. Raises `NoLauncher`."""
+        place = cls(directory, limits, await anyio.to_thread.run_sync(Cgroup.make, limits))
         try:
             make_own(place._disk)
             await place._hold(limits)

@@ -12,9 +12,7 @@ import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-import anyio
-
-from app.runner.place import ETC, ROOT, SHM_BYTES, WORKSPACE, NoLauncher, enter, make_directory, variables
+from app.runner.place import ETC, ROOT, SHM_BYTES, WORKSPACE, NoLauncher, enter, variables
 from app.runner.reachable import together
 from app.runner.visible import PYTEST, covered_folders, pytest_packages
 from app.runner.watchdog import Watchdog
@@ -45,14 +43,14 @@ class CloudRun:
         self.watchdog = Watchdog(self.calls, limits.memory, limits.processes, self._disks)
 
     @classmethod
-    async def open(cls, limits: SandboxLimits, hidden: Sequence[Path] = ()) -> "CloudRun":
-        """Raises `NoLauncher`. `hidden`: further folders that must not be seen."""
+    def open(cls, directory: Path, limits: SandboxLimits, hidden: Sequence[Path] = ()) -> "CloudRun":
+        """Takes the sample's folder over. Raises `NoLauncher`. `hidden`: further folders that must not be seen."""
         program = shutil.which(PROGRAM)
         if program is None:
             raise NoLauncher(
                 "There is no `sandbox` program: it is Cloud Run's, for services whose container has `sandboxLauncher: true`."
             )
-        place = cls(await anyio.to_thread.run_sync(make_directory), limits, program, hidden)
+        place = cls(directory, limits, program, hidden)
         for folder in (*place._disks, place._nothing):
             folder.mkdir()
             folder.chmod(0o777)  # whoever the platform makes of the command; nobody else can see it

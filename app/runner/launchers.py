@@ -7,6 +7,7 @@ files, the network and the metadata server. A launcher that lets one of them be 
 import asyncio
 import os
 import secrets
+import shutil
 import socket
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ import anyio
 from app.runner.bubblewrap import ADVICE, Bubblewrap
 from app.runner.cloud_run import CloudRun
 from app.runner.messages import Containment, Launcher
-from app.runner.place import DEFAULTS, USER, Calls, NoLauncher, Place, rlimits
+from app.runner.place import DEFAULTS, USER, Calls, NoLauncher, Place, make_directory, rlimits
 from app.runner.watchdog import Watchdog
 from app.spec import SandboxLimits
 
@@ -62,34 +63,40 @@ class Launched:
         await self.place.close()
 
 
-async def open_place(containment: Containment) -> Launched:
-    """Raises `NoLauncher`."""
+async def open_place(containment: Containment, within: Path | None = None) -> Launched:
+    """Raises `NoLauncher`. `within`: where on this machine; by default in the temporary folder."""
     if containment.launcher is None:
         raise NoLauncher(containment.refusal)
     limits = DEFAULTS.lowered(None).model_copy(update=containment.limits.model_dump(exclude_none=True))
-    place = await _open(containment.launcher, limits, [Path(folder) for folder in containment.hidden])
+    directory = await anyio.to_thread.run_sync(make_directory, within)
+    try:
+        place = await _open(containment, limits, directory)
+    except BaseException:
+        shutil.rmtree(directory, ignore_errors=True)
+        raise
     watchdog = place.watchdog
     watching = None if watchdog.idle else asyncio.create_task(watchdog.watch(), name="watchdog")
     return Launched(place, limits, watchdog, watching)
 
 
-async def _open(launcher: Launcher, limits: SandboxLimits, hidden: Sequence[Path]) -> Bubblewrap | CloudRun:
-    match launcher:
-        case "bubblewrap":
-            return await Bubblewrap.open(limits)
-        case "cloud_run":
-            return await CloudRun.open(limits, hidden)
+async def _open(containment: Containment, limits: SandboxLimits, directory: Path) -> Bubblewrap | CloudRun:
+    if containment.launcher == "bubblewrap":
+        return await Bubblewrap.open(directory, limits)
+    return CloudRun.open(directory, limits, [Path(folder) for folder in containment.hidden])
 
 
 async def choose(
-    launchers: Sequence[Launcher], containment: Containment, forbidden: Sequence[tuple[str, int]] = (METADATA_SERVER,)
+    launchers: Sequence[Launcher],
+    containment: Containment,
+    forbidden: Sequence[tuple[str, int]] = (METADATA_SERVER,),
+    within: Path | None = None,
 ) -> Containment:
     """With the first launcher that passes the probe; or with none, and why each did not. `forbidden`: addresses that must
     not be reached, besides a listener on this machine's loopback."""
     reasons = []
     for launcher in launchers:
         try:
-            await probe(containment.model_copy(update={"launcher": launcher}), forbidden)
+            await probe(containment.model_copy(update={"launcher": launcher}), forbidden, within)
         except NoLauncher as error:
             reasons.append(f"{launcher}: {error}")
         else:
@@ -98,9 +105,13 @@ async def choose(
     return containment.model_copy(update={"launcher": None, "refusal": refusal})
 
 
-async def probe(containment: Containment, forbidden: Sequence[tuple[str, int]] = (METADATA_SERVER,)) -> None:
+async def probe(
+    containment: Containment,
+    forbidden: Sequence[tuple[str, int]] = (METADATA_SERVER,),
+    within: Path | None = None,
+) -> None:
     """Raises `NoLauncher` if the launcher does not work here, or lets its command reach what it must not."""
-    launched = await open_place(containment)
+    launched = await open_place(containment, within)
     try:
         with socket.create_server(("127.0.0.1", 0)) as listener:
             reached = await _attack(launched, [*forbidden, ("127.0.0.1", listener.getsockname()[1])])

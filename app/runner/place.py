@@ -67,9 +67,9 @@ class Place(Protocol):
         ...
 
 
-def make_directory() -> Path:
+def make_directory(within: Path | None = None) -> Path:
     """A folder of the sample's: `etc` to read, `calls` for us. The sandbox may pass through it."""
-    directory = Path(tempfile.mkdtemp(prefix="proctor-sandbox-"))
+    directory = Path(tempfile.mkdtemp(prefix="proctor-sandbox-", dir=within))
     directory.chmod(0o711)
     (directory / "calls").mkdir(mode=0o700)
     (directory / "etc").mkdir()

@@ -18,7 +18,8 @@ from app.runner.messages import Containment
 from app.spec import Spec
 
 _EXAMPLES = "proctor/"
-_NEEDS_DOCKER = ("docker", "compose")
+_NEEDS_DOCKER = "docker"
+"""With a compose file or without."""
 
 
 @dataclass(frozen=True)
@@ -93,7 +94,7 @@ def check_sandbox(spec: Spec, task: Task, containment: Containment) -> None:
     """Refuses what would run agents' code where it may not, or cannot. Only plans and runs need a sandbox."""
     for sandbox in sorted({spec.sandbox} if spec.sandbox else declared_sandboxes(task)):
         asks = f"The spec asks for the sandbox {sandbox!r}" if spec.sandbox else f"{spec.task!r} declares {sandbox!r}"
-        if sandbox in _NEEDS_DOCKER:
+        if sandbox == _NEEDS_DOCKER:
             raise refusal(
                 f"The task {spec.task!r} declares the sandbox {sandbox!r}, which cannot run here."
                 " Set `sandbox: proctor` in the spec to run its commands in Proctor's own sandbox."

@@ -8,7 +8,7 @@ import sys
 import threading
 from collections.abc import Callable
 from hashlib import sha256
-from typing import Any
+from typing import Any, cast
 
 from inspect_ai import Epochs, Task, task
 from inspect_ai.dataset import MemoryDataset, Sample
@@ -27,7 +27,8 @@ from inspect_ai.scorer import (
     stderr,
 )
 from inspect_ai.solver import Generate, Solver, TaskState, generate, solver
-from inspect_ai.util import EarlyStop
+from inspect_ai.util import EarlyStop, sandbox, sandboxenv
+from inspect_ai.util._sandbox.local import LocalSandboxEnvironment
 
 
 def model() -> Model:
@@ -193,6 +194,29 @@ def in_docker() -> Task:
     return Task(dataset=[Sample(input="?")], scorer=plain(), model=model(), sandbox="docker")
 
 
+@sandboxenv(name="elsewhere")
+class Elsewhere(LocalSandboxEnvironment):
+    """Stands for a provider that runs agents' code on other machines."""
+
+
+@solver
+def run_a_command(command: str) -> Solver:
+    async def solve(state: TaskState, generate: Generate) -> TaskState:
+        state = await generate(state)
+        state.output.completion = (await sandbox().exec(["bash", "-c", command])).stdout
+        return state
+
+    return solve
+
+
+@task
+def sandboxed(kind: str, by_sample: bool = False, command: str = "echo hello") -> Task:
+    declared = tuple(kind.split(" ")) if " " in kind else kind  # with its configuration, or without
+    sample = Sample(input="?", target="x", sandbox=cast(Any, declared) if by_sample else None)
+    own: Any = None if by_sample else declared
+    return Task(dataset=[sample], solver=run_a_command(command), scorer=plain(), model=model(), sandbox=own)
+
+
 @solver
 def misbehave(how: str) -> Solver:
     def to_the_pipe(data: bytes) -> None:
@@ -218,6 +242,7 @@ def misbehave(how: str) -> Solver:
         "exit": exit_at_once,
         "garbage": lambda: to_the_pipe(b"no message\n"),
         "hang": hang,
+        "memory": lambda: print(len(bytearray(2**32))),
         "spawn and hang": spawn_and_hang,
     }
 

@@ -11,6 +11,7 @@ from app.runner.bubblewrap import Bubblewrap
 from app.runner.cgroup import Cgroup
 from app.runner.launchers import Launched, open_place
 from app.runner.messages import Containment
+from app.runner.place import make_directory
 from app.runner.sandbox import ProctorSandbox, contain
 from app.runner.watchdog import Watchdog, tree
 from app.spec import SandboxLimits
@@ -94,7 +95,7 @@ async def test_output_is_capped_at_the_limit(bounded: ProctorSandbox) -> None:
 
 async def test_the_files_end_with_the_process_that_started_the_sandbox() -> None:
     """The holder's standard input closes, whatever that process died of."""
-    place = await Bubblewrap.open(LIMITS)
+    place = await Bubblewrap.open(make_directory(), LIMITS)
     assert place._holder.stdin
     await place._holder.stdin.aclose()
     assert await place._holder.wait() != 0
