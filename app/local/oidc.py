@@ -40,7 +40,7 @@ class Issuer:
         self._certificate = _self_signed(self._key)
         self.key_id = self._certificate.fingerprint(hashes.SHA256()).hex()[:40]
 
-    def id_token(self, email: str, audience: str, **others: Any) -> str:
+    def id_token(self, email: str, audience: str, /, **others: Any) -> str:
         """The token that Cloud Tasks puts into `Authorization` for the service account `email`. `others`: claims that are
         to be different."""
         now = int(time.time())

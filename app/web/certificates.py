@@ -99,7 +99,7 @@ async def _download(url: str) -> tuple[dict[str, str], float]:
 
 
 def _age(headers: httpx.Headers) -> float:
-    given = re.search(r"max-age=(\d{1,9})", headers.get("cache-control", ""))
+    given = re.search(r"max-age=(\d+)", headers.get("cache-control", ""))
     already = re.fullmatch(r"\d{1,9}", headers.get("age", ""))
-    age = int(given[1]) - (int(already[0]) if already else 0) if given else USUAL_AGE
+    age = int(given[1][:12]) - (int(already[0]) if already else 0) if given else USUAL_AGE
     return min(max(age, LEAST_AGE), MOST_AGE)
