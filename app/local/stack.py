@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from socket import SO_REUSEADDR, SOL_SOCKET, socket
+from socket import IPPROTO_TCP, SO_REUSEADDR, SOL_SOCKET, socket
 from typing import Any
 
 import grpc
@@ -182,7 +182,7 @@ async def _sweep(settings: Settings, emulator: CloudTasksEmulator, every: float)
 
 
 def _listener(port: int) -> socket:
-    listener = socket()
+    listener = socket(proto=IPPROTO_TCP)  # named, or asyncio leaves Nagle's algorithm on: 40 ms for each answer
     listener.setsockopt(SOL_SOCKET, SO_REUSEADDR, 1)
     try:
         listener.bind(("127.0.0.1", port))

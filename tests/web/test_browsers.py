@@ -79,7 +79,12 @@ async def test_it_serves_no_other_file(browser: httpx.AsyncClient, path: str) ->
     problem(await browser.get(path), 404)
 
 
-CHANGING = ("/evaluations", "/evaluations/00000000-0000-4000-8000-000000000000/cancel", "/tasks/execute", "/tasks/sweep")
+CHANGING = (
+    "/evaluations",
+    "/evaluations/00000000-0000-4000-8000-000000000000/cancel",
+    "/tasks/execute",
+    "/tasks/sweep",
+)
 
 
 @pytest.mark.parametrize(
