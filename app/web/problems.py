@@ -94,7 +94,7 @@ def _invalid(errors: Sequence[Any]) -> InvalidRequest:
         if error["type"] == "json_invalid":
             reason = error.get("ctx", {}).get("error", "invalid")
             return MalformedBody(f"The body is not JSON: {reason} at character {error['loc'][-1]}.")
-    if any(e["loc"] == ("body",) and isinstance(e.get("input"), bytes | str) for e in errors):
+    if any(e["type"] == "model_attributes_type" and isinstance(e["input"], bytes | str) for e in errors):
         return MalformedBody("The body was not sent as JSON: set the header Content-Type: application/json.")
     found = [{"field": _field(e), "message": _sayable(_message(e), MAX_DETAIL)} for e in errors[:MAX_WRONG]]
     more = f"; and {len(errors) - len(found)} more" if len(errors) > len(found) else ""
