@@ -31,7 +31,7 @@ Seconds = Annotated[float, Field(gt=0)]
 INSTANCE_NAME = r"^projects/[^/\s]+/locations/[^/\s]+/clusters/[^/\s]+/instances/[^/\s]+$"
 ENDPOINT = r"^[^/:\s]+:\d+$"
 QUEUE_NAME = r"^projects/[^/]+/locations/[^/]+/queues/[A-Za-z0-9-]{1,100}$"
-EMAIL = re.compile(r"[!-+\--?A-~]+@[a-z0-9-]+(\.[a-z0-9-]+)+")
+EMAIL = re.compile(r"[a-z0-9.!#$%&'+/=^_{|}~-]+@[a-z0-9-]+(\.[a-z0-9-]+)+")
 DOMAIN = re.compile(r"@[a-z0-9-]+(\.[a-z0-9-]+)+")
 ANYBODY = frozenset({"gmail.com", "googlemail.com", "developer.gserviceaccount.com", "appspot.gserviceaccount.com"})
 """Domains in which anybody can have an address, or any project a service account."""

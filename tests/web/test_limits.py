@@ -158,6 +158,6 @@ async def test_a_cursor_that_is_not_ours_is_refused(client: httpx.AsyncClient, e
 
 @pytest.mark.parametrize("key", ["", "x" * 201, "a\tb", "a\xa0b", "a\x85b"])
 async def test_an_idempotency_key_that_cannot_be_kept_is_refused(client: httpx.AsyncClient, key: str) -> None:
-    headers = {"Idempotency-Key": key.encode("latin-1")}
+    headers = {b"Idempotency-Key": key.encode("latin-1")}
     for path, body in (("/evaluations", GOOD), ("/tasks/execute", {"evaluation": GOOD})):
         assert "dempotency-" in problem(await client.post(path, json=body, headers=headers), 422).replace("_", "-")
