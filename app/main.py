@@ -60,13 +60,14 @@ def create_app(settings: Settings) -> FastAPI:
     )
     app.state.refused = None
     app.state.leases = None
-    problems.install(app, tokens=settings.auth != "none")
+    tokens = settings.auth != "none"
+    problems.install(app, tokens=tokens)
     # the last added comes first: headers on every answer, nothing read of a request before its caller is known
     app.add_middleware(problems.BodyLimit, limit=settings.max_body)
     app.add_middleware(auth.Guard, settings=settings, identity=identity(settings))
     app.add_middleware(headers.SafeHeaders)
     for router in (evaluations.router, tasks.router):
-        app.include_router(router, responses=problems.responses(401, 403, 503))
+        app.include_router(router, responses=problems.responses(*((401, 403, 503) if tokens else (403,))))
     app.include_router(docs.router)
     app.include_router(health.router)
     return app

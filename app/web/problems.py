@@ -57,8 +57,7 @@ def install(app: FastAPI, *, tokens: bool) -> None:
         description = describe()
         description["components"]["schemas"].setdefault("Problem", Problem.model_json_schema())
         if tokens:
-            description["components"]["securitySchemes"] = {"token": {"type": "http", "scheme": "bearer"}}
-            description["security"] = [{"token": []}]
+            _ask_for_tokens(description)
         return description
 
     app.openapi = openapi  # type: ignore[method-assign]  # FastAPI's own way to extend it
@@ -87,6 +86,15 @@ def install(app: FastAPI, *, tokens: bool) -> None:
         response = problem(500, "Internal error", "Something unexpected went wrong; it is in the service's log.")
         response.headers.update(SAFE)
         return response
+
+
+def _ask_for_tokens(description: dict[str, Any]) -> None:
+    """Everywhere but where everybody is admitted."""
+    description["components"]["securitySchemes"] = {"token": {"type": "http", "scheme": "bearer"}}
+    for path, operations in description["paths"].items():
+        if not path.startswith("/health/"):
+            for operation in operations.values():
+                operation["security"] = [{"token": []}]
 
 
 def _invalid(errors: Sequence[Any]) -> InvalidRequest:

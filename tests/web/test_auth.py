@@ -6,9 +6,12 @@ from typing import Any
 
 import httpx
 import pytest
+from structlog.testing import capture_logs
 
 from app.errors import SettingsError
 from app.local.oidc import CERTS_PATH, Issuer, publish
+from app.settings import load
+from app.web.auth import tell_admitted
 from tests.web.test_evaluations import problem
 from tests.web.tokens import (
     ALICE,
@@ -216,6 +219,33 @@ async def test_with_nobody_listed_nobody_is_admitted(issuer: Issuer) -> None:
     async with calling(app) as client:
         problem(await client.get(API, headers=bearer(checked())), 403)
         problem(await client.post(PUSH, headers=bearer(checked(email=QUEUE))), 403)
+
+
+@pytest.mark.usefixtures("every_log")
+def test_that_nobody_is_listed_is_told_at_start_up() -> None:
+    def told(**given: Any) -> list[str]:
+        with capture_logs() as logs:
+            tell_admitted(load(database_url="postgresql://nobody@127.0.0.1:9/none", **given))
+        return [entry["event"] for entry in logs if entry["log_level"] == "warning"]
+
+    api, queue = told(auth="oidc")
+    assert "PROCTOR_CALLERS" in api
+    assert "PROCTOR_QUEUE_SERVICE_ACCOUNT" in queue
+    assert told(auth="oidc", callers=(ALICE,), queue_service_account=QUEUE) == []
+    assert told() == []
+
+
+async def test_the_description_asks_for_tokens_where_they_are_needed(
+    verifying: httpx.AsyncClient, issuer: Issuer
+) -> None:
+    described = (await verifying.get(API, headers=bearer(token(issuer)))).json()["paths"]
+    async with calling(app_with(), "http://127.0.0.1") as client:
+        without = (await client.get(API)).json()["paths"]
+    for path, operations in described.items():
+        for method, operation in operations.items():
+            open_to_all = path.startswith("/health/")
+            assert ("security" in operation, "401" in operation["responses"]) == (not open_to_all, not open_to_all)
+            assert not {"401", "security"} & {*without[path][method], *without[path][method]["responses"]}
 
 
 @pytest.mark.parametrize(
