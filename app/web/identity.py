@@ -58,8 +58,11 @@ class CheckedByPlatform:
     """Cloud Run's IAM lets nobody through without a valid token, and takes its signature away."""
 
     async def caller(self, headers: Headers) -> str:
+        sent = {name for name, _ in headers}
         own = b"x-serverless-authorization"  # if it is there, the platform has looked at nothing else
-        token = _bearer(headers, own if any(name == own for name, _ in headers) else b"authorization")
+        if not sent & {own, b"authorization"}:
+            log.error("a request arrived without a token: is IAM off for this service?")
+        token = _bearer(headers, own if own in sent else b"authorization")
         if token.rpartition(".")[2] != REMOVED:
             log.error("a token arrived that Cloud Run has not checked: is IAM off for this service?")
             raise Unauthenticated(

@@ -214,6 +214,15 @@ async def test_where_the_platform_checked_its_own_header_the_other_counts_for_no
     assert (await behind_iam.get(API, headers=headers)).status_code == 200
 
 
+@pytest.mark.usefixtures("every_log")
+async def test_behind_iam_what_it_would_have_refused_is_an_alarm(behind_iam: httpx.AsyncClient, issuer: Issuer) -> None:
+    """With IAM off anybody could write whose token they like, so its operator must hear of the first sign."""
+    for headers in ({}, bearer(token(issuer))):
+        with capture_logs() as logs:
+            problem(await behind_iam.get(API, headers=headers), 401)
+        assert [entry["event"] for entry in logs if entry["log_level"] == "error" and "IAM off" in entry["event"]]
+
+
 async def test_with_nobody_listed_nobody_is_admitted(issuer: Issuer) -> None:
     app = app_with(auth="iam", cloud_run_service="proctor", callers=(), queue_service_account=None)
     async with calling(app) as client:

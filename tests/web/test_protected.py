@@ -13,7 +13,11 @@ import pytest
 from structlog.contextvars import merge_contextvars
 from structlog.testing import capture_logs
 
+from app.database.engine import open_engine
+from app.database.session import Database
+from app.ledger import Ledger
 from app.local.stack import Stack, open_stack
+from app.spec import Spec
 from tests.conftest import own_database
 from tests.system.conftest import NUMBERS, ended, spec, submit
 from tests.web.test_evaluations import problem
@@ -31,6 +35,7 @@ async def protected(postgres: str, tmp_path_factory: pytest.TempPathFactory) -> 
         "callers": (ALICE, BOB),
         "allowed_tasks": (NUMBERS,),
         "min_backoff": 0.1,
+        "sweep_every": 0.5,
         "log_level": "warning",
         "log_format": "json",
     }
@@ -51,6 +56,16 @@ async def test_an_evaluation_runs_through_pushes_that_carry_tokens(protected: St
         view = await ended(alice, await submit(alice, spec(task_args={"n": 2})))
     assert (view["state"], view["created_by"], view["samples"]["succeeded"]) == ("succeeded", ALICE, 2)
     assert {record.status for record in protected.emulator.records} == {200}
+
+
+async def test_the_stack_s_sweeper_carries_one_too(protected: Stack) -> None:
+    """Nobody else enqueues what only the ledger knows of."""
+    async with open_engine(protected.settings) as engine:
+        ledger = Ledger(Database(engine, protected.settings), lease=60, worker="nobody")
+        submitted = await ledger.submit(Spec(**spec(task_args={"n": 1})), ALICE)
+        await ledger.all_due()
+    async with calling(protected, ALICE) as alice:
+        assert (await ended(alice, str(submitted.evaluation_id)))["state"] == "succeeded"
 
 
 async def test_strangers_get_nothing_of_it(protected: Stack) -> None:
