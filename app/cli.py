@@ -307,9 +307,11 @@ def retry(id: Id, as_json: AsJson = False, url: Url = HERE) -> None:
 
 
 def _client(url: str) -> "Client":
+    import os
+
     from app.client import Client
 
-    return Client(url)
+    return Client(url, os.environ.get("PROCTOR_TOKEN"))  # no option: other users of a machine see commands' arguments
 
 
 def _watch(client: "Client", id: str, as_json: bool) -> None:

@@ -40,6 +40,8 @@ SHOWN_RUNNING = 5
 
 MIN_PREFIX = 6
 
+HOW_TO_BE_KNOWN = "PROCTOR_TOKEN must be an ID token, as of `gcloud auth print-identity-token`."
+
 
 class Refused(ProctorError):
     """The request is wrong, and will be the next time too."""
@@ -80,13 +82,14 @@ class Seen:
 
 
 class Client:
-    """A context manager. Raises `Refused` and `Unreachable`."""
+    """A context manager. Raises `Refused` and `Unreachable`. `token`: an ID token, for a service that asks who calls."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, token: str | None = None) -> None:
         self.url = url.rstrip("/")
         # a proxy from the environment is for addresses elsewhere
         here = urlsplit(self.url).hostname in ("127.0.0.1", "localhost", "::1")
-        self._http = httpx.Client(base_url=self.url, timeout=TIMEOUT, trust_env=not here)
+        headers = _authorization(token, clear=not here and self.url.startswith("http:")) if token else None
+        self._http = httpx.Client(base_url=self.url, timeout=TIMEOUT, trust_env=not here, headers=headers)
 
     def __enter__(self) -> Self:
         return self
@@ -219,7 +222,8 @@ class Client:
         if _down(response):
             raise Unreachable(f"The service at {self.url} cannot answer now: {said} Try again in a while.")
         if response.status_code in (401, 403):
-            raise Refused(f"{self.url} does not let you in: {said}", response.status_code)
+            hint = f" {HOW_TO_BE_KNOWN}" if response.status_code == 401 else ""
+            raise Refused(f"{self.url} does not let you in: {said}{hint}", response.status_code)
         if not problem:
             raise Refused(f"What answers at {self.url} is not Proctor ({said}): is --url (PROCTOR_URL) right?", 404)
         raise Refused(said, response.status_code)
@@ -244,6 +248,15 @@ def follow(
                 raise
             seen = Seen(seen.view, away=str(error))
         yield seen
+
+
+def _authorization(token: str, *, clear: bool) -> dict[str, str]:
+    token = token.strip()
+    if not re.fullmatch(r"[A-Za-z0-9_.~+/=-]+", token):
+        raise Refused(HOW_TO_BE_KNOWN, 401)
+    if clear:
+        raise Refused("PROCTOR_TOKEN is not sent over http, where everybody on the way can read it: use https.", 401)
+    return {"Authorization": f"Bearer {token}"}
 
 
 def _down(response: httpx.Response) -> bool:

@@ -277,7 +277,7 @@ class Watch:
         self._seen = seen
         line = _line(seen)
         if not self._console.is_terminal and line != self._line:
-            self._console.print(f"{datetime.now(UTC).astimezone():%H:%M:%S} {line}")
+            self._console.print(text(f"{datetime.now(UTC).astimezone():%H:%M:%S} {line}"))
         self._line = line
 
     def _render(self) -> RenderableType:

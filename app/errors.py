@@ -4,11 +4,14 @@
     ├── InvalidRequest        422   the request cannot be carried out as it is
     │   ├── MalformedBody     400   not JSON
     │   └── BodyTooLarge      413
+    ├── Unauthenticated       401   nobody we know: no token, or none that is valid
+    ├── Forbidden             403   somebody we know, who may not do this; or a browser on another site's behalf
     ├── NotFound              404   no such evaluation, execution or sample
     ├── Conflict              409   the state forbids it, or the idempotency key means another spec
     │   └── Again             409   to the queue: deliver it again
     ├── DatabaseUnavailable   503   no answer for as long as the caller's patience
     │   └── DatabaseRefused   503   an answer, but no: the login, a privilege, the schema; the service does not start
+    ├── IdentityUnavailable   503   tokens cannot be verified now: Google's certificates are out of reach
     ├── SessionHeld           500   a mistake of ours: something slow was to begin while a database session was open
     └── SettingsError               the service does not start
 
@@ -43,6 +46,18 @@ class BodyTooLarge(InvalidRequest):
     title = "Body too large"
 
 
+class Unauthenticated(ProctorError):
+    """Never repeats the token."""
+
+    status = 401
+    title = "Not authenticated"
+
+
+class Forbidden(ProctorError):
+    status = 403
+    title = "Forbidden"
+
+
 class NotFound(ProctorError):
     status = 404
     title = "Not found"
@@ -66,6 +81,11 @@ class DatabaseRefused(DatabaseUnavailable):
     """No retry helps; a person must. The message says what to do."""
 
     title = "Database refused"
+
+
+class IdentityUnavailable(ProctorError):
+    status = 503
+    title = "Identity unavailable"
 
 
 class SessionHeld(ProctorError):

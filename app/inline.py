@@ -33,6 +33,7 @@ class Inline:
     async def run(self, spec: Spec, caller: str, key: str) -> UUID:
         """The evaluation, at its end. A spec that cannot run, or has too many samples, is refused and leaves no trace."""
         began = time.monotonic()
+        self.submissions.allowed.check(spec)  # before its code is loaded
         if await self.reader.by_key(caller, key) is None:
             await self._check(spec)
         evaluation = (await self.submissions.register(spec, caller, key)).evaluation_id

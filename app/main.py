@@ -13,6 +13,7 @@ from app.database import preflight
 from app.database.engine import open_engine
 from app.database.session import Database, refuse_held_session
 from app.errors import DatabaseRefused, DatabaseUnavailable, SettingsError
+from app.evaluations.allowed import Allowed
 from app.evaluations.read import Reader
 from app.evaluations.submit import Submissions
 from app.execution import Executor
@@ -24,7 +25,8 @@ from app.runner.supervisor import Supervisor
 from app.saved import Saved
 from app.scratch import Scratch
 from app.settings import Settings, children_environment
-from app.web import evaluations, health, problems, tasks
+from app.web import auth, docs, evaluations, headers, health, problems, tasks
+from app.web.identity import identity
 from app.web.state import Services
 
 log = structlog.get_logger(__name__)
@@ -35,6 +37,8 @@ class State(TypedDict):
 
 
 def create_app(settings: Settings) -> FastAPI:
+    """Raises `SettingsError` where the settings would let strangers in."""
+
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[State]:
         async with AsyncExitStack() as stack:
@@ -52,13 +56,21 @@ def create_app(settings: Settings) -> FastAPI:
         summary="Runs long AI agent evaluations and never loses one.",
         lifespan=lifespan,
         version="0.1.0",
+        docs_url=None,
+        redoc_url=None,
     )
     app.state.refused = None
     app.state.leases = None
-    problems.install(app)
+    tokens = settings.auth != "none"
+    problems.install(app, tokens=tokens)
+    # the last added comes first: headers on every answer, nothing read of a request before its caller is known
     app.add_middleware(problems.BodyLimit, limit=settings.max_body)
-    for router in (evaluations.router, tasks.router, health.router):
-        app.include_router(router)
+    app.add_middleware(auth.Guard, settings=settings, identity=identity(settings))
+    app.add_middleware(headers.SafeHeaders)
+    for router in (evaluations.router, tasks.router):
+        app.include_router(router, responses=problems.responses(*((401, 403, 503) if tokens else (403,))))
+    app.include_router(docs.router)
+    app.include_router(health.router)
     return app
 
 
@@ -82,7 +94,8 @@ async def open_services(settings: Settings) -> AsyncIterator[Services]:
             leases=Leases(ledger, settings),
             settings=settings,
         )
-        submissions, reader = Submissions(ledger, queue), Reader(database)
+        allowed = Allowed(settings.allowed_tasks, settings.allowed_models)
+        submissions, reader = Submissions(ledger, queue, allowed), Reader(database)
         yield Services(
             settings=settings,
             database=database,
@@ -102,6 +115,7 @@ async def first_look(services: Services) -> None:
     """Raises `DatabaseRefused`: no retry would help, so the service does not start. A database that is down makes it not
     ready, not dead: it may be back before the next push."""
     settings = services.settings
+    auth.tell_admitted(settings)
     try:
         found = await preflight.look(services.database)
     except DatabaseRefused:

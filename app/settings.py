@@ -5,12 +5,22 @@ Numbers whose source is "the story" are those of the fix that took random failur
 """
 
 import os
+import re
 import tempfile
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 from urllib.parse import urlsplit
 
-from pydantic import AliasChoices, Field, SecretStr, ValidationError, ValidationInfo, field_validator, model_validator
+from pydantic import (
+    AliasChoices,
+    BeforeValidator,
+    Field,
+    SecretStr,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from app.errors import SettingsError
@@ -22,6 +32,26 @@ Seconds = Annotated[float, Field(gt=0)]
 INSTANCE_NAME = r"^projects/[^/\s]+/locations/[^/\s]+/clusters/[^/\s]+/instances/[^/\s]+$"
 ENDPOINT = r"^[^/:\s]+:\d+$"
 QUEUE_NAME = r"^projects/[^/]+/locations/[^/]+/queues/[A-Za-z0-9-]{1,100}$"
+EMAIL = re.compile(r"[a-z0-9.!#$%&'+/=^_{|}~-]+@[a-z0-9-]+(\.[a-z0-9-]+)+")
+DOMAIN = re.compile(r"@[a-z0-9-]+(\.[a-z0-9-]+)+")
+ANYBODY = frozenset({"gmail.com", "googlemail.com", "developer.gserviceaccount.com", "appspot.gserviceaccount.com"})
+"""Domains in which anybody can have an address, or any project a service account."""
+
+
+def _listed(value: Any) -> Any:
+    """`a, b` as ("a", "b")."""
+    if not isinstance(value, str):
+        return value
+    entries = [entry.strip() for entry in value.split(",")]
+    if not all(entries):
+        raise ValueError("has an empty entry: give entries with one comma between two")
+    return tuple(entries)
+
+
+Listed = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_listed)]
+"""Comma-separated in the environment."""
+
+Launchers = Annotated[tuple[Literal["bubblewrap", "cloud_run"], ...], NoDecode, BeforeValidator(_listed)]
 
 
 class Settings(BaseSettings):
@@ -203,12 +233,12 @@ class Settings(BaseSettings):
     )
 
     # The sandbox ------------------------------------------------------------------------------------------------------
-    sandbox_launchers: Annotated[tuple[Literal["bubblewrap", "cloud_run"], ...], NoDecode] = Field(
+    sandbox_launchers: Launchers = Field(
         default=("bubblewrap", "cloud_run"),
-        description="What may start agents' code, comma-separated; the first that passes its probe is taken. `cloud_run` is"
+        description="What may start agents' code, comma-separated; the first that passes its probe is taken. `cloud_run`:"
         " the platform's own `sandbox do`.",
     )
-    allowed_sandboxes: Annotated[tuple[str, ...], NoDecode] = Field(
+    allowed_sandboxes: Listed = Field(
         default=("proctor",),
         description="Sandboxes that tasks may use, comma-separated patterns: `proctor`; others such as `k8s`, `modal`,"
         " `daytona`, `e2b` run elsewhere; `local` isolates nothing and gives agents' code whatever the service may do.",
@@ -268,6 +298,42 @@ class Settings(BaseSettings):
         default=None, description="Default: console on a terminal, else json (Cloud Logging's fields)."
     )
 
+    # Who may call, and for what ---------------------------------------------------------------------------------------
+    auth: Literal["iam", "oidc", "none"] = Field(
+        default="none",
+        description="How callers are known. iam: by the token that Cloud Run's IAM has checked; oidc: by an ID token that"
+        " the service verifies itself; none: not at all, and only at a loopback address.",
+    )
+    callers: Listed = Field(
+        default=(),
+        description="Who may use the API: e-mails, or domains as `@example.com`, comma-separated. Default: nobody.",
+    )
+    push_callers: Listed = Field(
+        default=(),
+        description="Who may call /tasks/* besides queue_service_account: e-mails, comma-separated; Cloud Scheduler's"
+        " service account, a person debugging.",
+    )
+    audiences: Listed = Field(
+        default=(),
+        description="Audiences of the tokens that `oidc` accepts, comma-separated. Default, and with queue_service_account"
+        " always among them: queue_audience, else service_url.",
+    )
+    oidc_certs_url: str = Field(
+        default="https://www.googleapis.com/oauth2/v1/certs",
+        description="Where `oidc` gets the certificates that tokens are signed with, as {key id: X.509 PEM}. Default:"
+        " Google's.",
+    )
+    allowed_tasks: Listed = Field(
+        default=("*",),
+        min_length=1,
+        description="Tasks that may be evaluated: patterns with `*` and `?`, comma-separated. Default: all.",
+    )
+    allowed_models: Listed = Field(
+        default=("*",),
+        min_length=1,
+        description="Models that a spec may name, its roles' among them: patterns as for allowed_tasks. Default: all.",
+    )
+
     # What the platform says of itself ---------------------------------------------------------------------------------
     worker: str = Field(
         default_factory=lambda: f"{os.uname().nodename}:{os.getpid()}",
@@ -277,6 +343,11 @@ class Settings(BaseSettings):
         default="",
         validation_alias=AliasChoices("PROCTOR_REVISION", "K_REVISION"),
         description="The deployed revision. Default: Cloud Run's K_REVISION.",
+    )
+    cloud_run_service: str = Field(
+        default="",
+        validation_alias=AliasChoices("K_SERVICE", "PROCTOR_CLOUD_RUN_SERVICE"),
+        description="The service's name on Cloud Run, whose K_SERVICE comes first. Empty: it runs elsewhere.",
     )
 
     @field_validator("database_url")
@@ -288,11 +359,6 @@ class Settings(BaseSettings):
         if url.scheme not in ("postgres", "postgresql", "postgresql+asyncpg") or not url.hostname:
             raise ValueError("must be postgresql://user:password@host:port/name")
         return value
-
-    @field_validator("sandbox_launchers", "allowed_sandboxes", mode="before")
-    @classmethod
-    def _comma_separated(cls, value: Any) -> Any:
-        return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
 
     @field_validator("alloydb_instance")
     @classmethod
@@ -310,7 +376,13 @@ class Settings(BaseSettings):
             raise ValueError("is required with PROCTOR_ALLOYDB_INSTANCE")
         return value
 
-    @field_validator("service_url")
+    @field_validator("callers", "push_callers")
+    @classmethod
+    def _known_people(cls, entries: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
+        """In small letters, as they are compared."""
+        return tuple(_caller(entry.lower(), domains=info.field_name == "callers") for entry in entries)
+
+    @field_validator("service_url", "oidc_certs_url")
     @classmethod
     def _http(cls, value: str) -> str:
         url = urlsplit(value)
@@ -345,6 +417,19 @@ class Settings(BaseSettings):
             tmp=self.sandbox_tmp,
             cpu=self.sandbox_cpu,
             output=self.sandbox_output,
+        )
+
+    @property
+    def accepted_audiences(self) -> tuple[str, ...]:
+        """That of the queue's tokens is always among them."""
+        own = (self.queue_audience or self.service_url,)
+        return (*self.audiences, *own) if self.queue_service_account or not self.audiences else self.audiences
+
+    @property
+    def pushers(self) -> frozenset[str]:
+        """E-mails, in small letters."""
+        return frozenset(self.push_callers) | (
+            {self.queue_service_account.lower()} if self.queue_service_account else set()
         )
 
     @property
@@ -383,8 +468,18 @@ def children_environment() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if not name.startswith(PREFIX)}
 
 
+def _caller(entry: str, *, domains: bool) -> str:
+    if EMAIL.fullmatch(entry):
+        return entry
+    if not domains or not DOMAIN.fullmatch(entry):
+        raise ValueError(f"{entry!r} is not an e-mail" + (", nor a domain as @example.com" if domains else ""))
+    if entry[1:] in ANYBODY:
+        raise ValueError(f"{entry!r} would admit anybody: name the e-mails that are meant")
+    return entry
+
+
 SECRETS = frozenset({"database_url", "alloydb_password"})
-NOT_OURS = frozenset({"PROCTOR_URL"})
+NOT_OURS = frozenset({"PROCTOR_URL", "PROCTOR_TOKEN"})
 """Variables of the command line client, which is not the service."""
 
 

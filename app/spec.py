@@ -6,12 +6,51 @@ The words are Inspect AI's own (``task``, ``model``, ``epochs``, ``limit`` …),
 
 import hashlib
 import json
-from typing import Annotated, Literal
+from math import isfinite
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, StringConstraints
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, StringConstraints
 
-Name = Annotated[str, StringConstraints(min_length=1, max_length=500, pattern=r"^[^\x00-\x1f\x7f]+$")]
-Tag = Annotated[str, StringConstraints(min_length=1, max_length=100, pattern=r"^[^\x00-\x1f\x7f]+$")]
+PRINTABLE = r"^[^\x00-\x1f\x7f]+$"
+"""No control characters."""
+
+MAX_DEPTH = 32
+"""Of arguments' lists and objects. Ours: people write three or four."""
+
+MAX_ARGUMENTS = 64 * 2**10
+"""Bytes of a field's arguments as JSON. Ours: some twenty pages of text; longer ones belong into the dataset."""
+
+INT4 = 2**31 - 1
+"""The largest integer that everything on the way takes: the database, and languages that read the API."""
+
+
+def _bounded(value: Any) -> Any:
+    """What neither the interpreter's stack nor Postgres's jsonb can take is refused; without recursion."""
+    left = [(value, 1)]
+    while left:
+        one, depth = left.pop()
+        if depth > MAX_DEPTH:
+            raise ValueError(f"must not be nested more than {MAX_DEPTH} deep")
+        if isinstance(one, dict):
+            left += [(part, depth + 1) for pair in one.items() for part in pair]
+        elif isinstance(one, list | tuple):
+            left += [(part, depth + 1) for part in one]
+        elif isinstance(one, str) and not _storable(one):
+            raise ValueError("must not have NUL characters or half surrogate pairs: no database keeps them")
+        elif isinstance(one, float) and not isfinite(one):
+            raise ValueError("must not have NaN or Infinity: JSON has neither")
+    if len(json.dumps(value, default=str)) > MAX_ARGUMENTS:
+        raise ValueError(f"must not have more than {MAX_ARGUMENTS} bytes as JSON")
+    return value
+
+
+def _storable(text: str) -> bool:
+    return "\0" not in text and not any("\ud800" <= c <= "\udfff" for c in text)
+
+
+Name = Annotated[str, StringConstraints(min_length=1, max_length=500, pattern=PRINTABLE)]
+Tag = Annotated[str, StringConstraints(min_length=1, max_length=100, pattern=PRINTABLE)]
+Arguments = Annotated[dict[str, JsonValue], BeforeValidator(_bounded), Field(max_length=100)]
 
 
 class SandboxLimits(BaseModel):
@@ -50,25 +89,32 @@ class Spec(BaseModel):
         description="A model in Inspect's form, `provider/name`.",
         examples=["scripted/agent", "openai/gpt-5", "openai-api/local/qwen3"],
     )
-    task_args: dict[str, JsonValue] = Field(default_factory=dict, description="Arguments of the task's function.")
-    model_args: dict[str, JsonValue] = Field(default_factory=dict, description="Arguments of the model's provider.")
-    model_roles: dict[str, Name] = Field(
-        default_factory=dict, description="Models by role, for example the judge's: `{'grader': 'openai/gpt-5'}`."
+    task_args: Arguments = Field(default_factory=dict, description="Arguments of the task's function.")
+    model_args: Arguments = Field(default_factory=dict, description="Arguments of the model's provider.")
+    model_roles: dict[Name, Name] = Field(
+        default_factory=dict,
+        max_length=20,
+        description="Models by role, for example the judge's: `{'grader': 'openai/gpt-5'}`.",
     )
-    limit: int | None = Field(default=None, ge=1, description="Run only the first so many samples of the dataset.")
+    limit: int | None = Field(
+        default=None, ge=1, le=INT4, description="Run only the first so many samples of the dataset."
+    )
     epochs: int | None = Field(
         default=None, ge=1, le=1000, description="Run each sample so many times. Default: the task's own."
     )
-    message_limit: int | None = Field(default=None, ge=1, description="Messages in one sample's conversation.")
-    token_limit: int | None = Field(default=None, ge=1, description="Tokens one sample may use.")
-    time_limit: int | None = Field(default=None, ge=1, description="Seconds on the clock for one sample.")
+    message_limit: int | None = Field(default=None, ge=1, le=INT4, description="Messages in one sample's conversation.")
+    token_limit: int | None = Field(default=None, ge=1, le=INT4, description="Tokens one sample may use.")
+    time_limit: int | None = Field(default=None, ge=1, le=INT4, description="Seconds on the clock for one sample.")
     working_limit: int | None = Field(
         default=None,
         ge=1,
+        le=INT4,
         description="Seconds of work for one sample: the clock's, less waiting for rate limits and retries.",
     )
-    cost_limit: float | None = Field(default=None, gt=0, description="US dollars one sample may cost.")
-    fail_on_error: bool | float | None = Field(
+    cost_limit: float | None = Field(
+        default=None, gt=0, allow_inf_nan=False, description="US dollars one sample may cost."
+    )
+    fail_on_error: bool | Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = Field(
         default=None,
         description="When errored samples fail the evaluation: true: at the first; false: never; a number below 1: from"
         " that share of the samples on; a number above 1: from that many on. Default: the task's own, else true.",

@@ -23,6 +23,20 @@ INSTANCE = "projects/p/locations/us-central1/clusters/c/instances/i"
         ("PROCTOR_PORT", "99999", "65535"),
         ("PROCTOR_LEASE", "20", "PROCTOR_STATEMENT_TIMEOUT must be shorter than PROCTOR_LEASE"),
         ("PROCTOR_POOL_SZE", "5", "there is no such setting"),
+        ("PROCTOR_AUTH", "basic", "'iam', 'oidc' or 'none'"),
+        ("PROCTOR_CALLERS", "a@example.com,,b@example.com", "empty entry"),
+        ("PROCTOR_CALLERS", '["a@example.com"]', "not an e-mail"),
+        ("PROCTOR_CALLERS", "*", "nor a domain as @example.com"),
+        ("PROCTOR_CALLERS", "*@example.com", "'*@example.com' is not an e-mail"),
+        ("PROCTOR_CALLERS", "example.com", "nor a domain as @example.com"),
+        ("PROCTOR_CALLERS", "@localhost", "nor a domain as @example.com"),
+        ("PROCTOR_CALLERS", "a@b@example.com", "not an e-mail"),
+        ("PROCTOR_CALLERS", "a@example.com b@example.com", "not an e-mail"),
+        ("PROCTOR_CALLERS", "@gmail.com", "would admit anybody"),
+        ("PROCTOR_CALLERS", "@Developer.gserviceaccount.com", "would admit anybody"),
+        ("PROCTOR_PUSH_CALLERS", "@example.com", "not an e-mail"),
+        ("PROCTOR_ALLOWED_TASKS", ",", "empty entry"),
+        ("PROCTOR_OIDC_CERTS_URL", "file:///etc/certs", "http or https"),
     ],
 )
 def test_a_wrong_value_is_refused_with_the_variable_s_name(
@@ -96,6 +110,36 @@ def test_the_pool_is_the_story_s() -> None:
     assert (settings.pool_size, settings.max_overflow) == (5, 10)
 
 
+def test_lists_are_separated_by_commas_and_people_compared_in_small_letters(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PROCTOR_CALLERS", "Alice@Example.com, @staff.example")
+    monkeypatch.setenv("PROCTOR_PUSH_CALLERS", "cron@p.iam.gserviceaccount.com")
+    monkeypatch.setenv("PROCTOR_ALLOWED_MODELS", "openai/*,mockllm/model")
+    settings = load(database_url=URL, queue_service_account="Queue@p.iam.gserviceaccount.com")
+    assert settings.callers == ("alice@example.com", "@staff.example")
+    assert settings.pushers == {"cron@p.iam.gserviceaccount.com", "queue@p.iam.gserviceaccount.com"}
+    assert (settings.allowed_tasks, settings.allowed_models) == (("*",), ("openai/*", "mockllm/model"))
+
+
+def test_tokens_are_for_the_queue_s_audience_or_else_the_service() -> None:
+    def audiences(**given: object) -> tuple[str, ...]:
+        return load(database_url=URL, service_url="https://s.example", **given).accepted_audiences
+
+    assert audiences() == ("https://s.example",)
+    assert audiences(queue_audience="q") == ("q",)
+    assert audiences(audiences=("a", "b")) == ("a", "b")
+    assert audiences(audiences="a,b", queue_service_account="q@p.iam.gserviceaccount.com") == (
+        "a",
+        "b",
+        "https://s.example",
+    )
+
+
+def test_the_client_s_variables_are_not_misspelt_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PROCTOR_URL", "https://s.example")
+    monkeypatch.setenv("PROCTOR_TOKEN", "x.y.z")
+    load(database_url=URL)
+
+
 def test_settings_cannot_change() -> None:
     with pytest.raises(ValidationError, match="frozen"):
         load(database_url=URL).lease = 1  # type: ignore[misc]  # the point
@@ -104,8 +148,11 @@ def test_settings_cannot_change() -> None:
 def test_cloud_run_s_own_variables_are_heard(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PORT", "9999")
     monkeypatch.setenv("K_REVISION", "proctor-00042")
+    monkeypatch.setenv("K_SERVICE", "proctor")
     settings = load(database_url=URL)
     assert (settings.port, settings.revision) == (9999, "proctor-00042")
+    monkeypatch.setenv("PROCTOR_CLOUD_RUN_SERVICE", "")
+    assert load(database_url=URL).cloud_run_service == "proctor", "nothing overrides what the platform says"
 
 
 def test_every_setting_says_what_it_is() -> None:

@@ -24,6 +24,7 @@ from app.evaluations.views import ExecutionView as ExecutionView
 from app.evaluations.views import SampleView as SampleView
 from app.ledger import EvaluationState
 from app.ledger_statements import SAMPLES_PAGE
+from app.spec import INT4
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,7 @@ class Reader:
     async def samples(self, evaluation_id: UUID, *, cursor: str | None = None, limit: int = 100) -> SamplePage:
         """In the dataset's order, epoch by epoch; those that have not run yet among them."""
         await self.evaluation(evaluation_id)
-        position, place = (0, 0) if cursor is None else _from_cursor(cursor, int, int)
+        position, place = (0, 0) if cursor is None else _from_cursor(cursor, _place, _place)
         parameters = {"evaluation": evaluation_id, "position": position, "place": place, "most": limit + 1}
         rows = await self.database.run(SAMPLES_PAGE, parameters)
         page = rows[:limit]
@@ -117,7 +118,7 @@ def _filtered(
         pairs = dict(_tag(tag) for tag in tags)
         query = query.where(evaluations.c.spec["tags"].cast(JSONB).contains(pairs))
     if cursor is not None:
-        created_at, id = _from_cursor(cursor, datetime.fromisoformat, UUID)
+        created_at, id = _from_cursor(cursor, _moment, UUID)
         query = query.where(tuple_(evaluations.c.created_at, evaluations.c.id) < tuple_(created_at, id))
     return query
 
@@ -137,8 +138,22 @@ def _from_cursor(cursor: str, *types: Any) -> tuple[Any, ...]:
     try:
         parts = json.loads(base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)))
         return tuple(t(part) for t, part in zip(types, parts, strict=True))
-    except (ValueError, TypeError, binascii.Error) as error:
+    except (ValueError, TypeError, AttributeError, RecursionError, binascii.Error) as error:
         raise InvalidRequest("cursor: not one of ours. Take it from `next` of the page before.") from error
+
+
+def _place(part: Any) -> int:
+    if not isinstance(part, int) or not 0 <= part <= INT4:
+        raise ValueError
+    return part
+
+
+def _moment(part: Any) -> datetime:
+    """With its time zone, and in years that every time zone can express."""
+    moment = datetime.fromisoformat(part)
+    if moment.tzinfo is None or not 1970 <= moment.year < 9999:
+        raise ValueError
+    return moment
 
 
 def _evaluation(row: Row[Any], counts: SampleCounts, spent: Spend) -> EvaluationView:

@@ -3,10 +3,11 @@
 The row is the outbox: if the Cloud Task cannot be made now, the sweeper makes up for it, and the caller need not know.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from uuid import UUID
 
 from app.errors import Conflict, InvalidRequest, NotFound
+from app.evaluations.allowed import Allowed
 from app.ledger import Cancelled, Enqueue, Ledger, Submitted
 from app.queue import Queue, enqueue, enqueue_due
 from app.spec import Spec
@@ -19,6 +20,7 @@ MAX_KEY = 200
 class Submissions:
     ledger: Ledger
     queue: Queue
+    allowed: Allowed = field(default_factory=Allowed)
 
     async def submit(self, spec: Spec, caller: str, idempotency_key: str | None = None) -> Submitted:
         """The same key and spec give the same evaluation again; the same key and another spec are refused."""
@@ -31,6 +33,7 @@ class Submissions:
         """The rows only; nobody enqueues them for two minutes."""
         if idempotency_key is not None and not (0 < len(idempotency_key) <= MAX_KEY and idempotency_key.isprintable()):
             raise InvalidRequest(f"Idempotency-Key: must have 1 to {MAX_KEY} printable characters.")
+        self.allowed.check(spec)
         submitted = await self.ledger.submit(spec, caller, idempotency_key)
         if not submitted.same:
             raise Conflict(

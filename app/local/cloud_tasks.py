@@ -75,7 +75,7 @@ class CloudTasksEmulator:
         self._host, self._port, self._oidc_port = host, port, oidc_port
         self._tombstone, self._queue_tombstone = tombstone, queue_tombstone
         self._default_dispatch_deadline = default_dispatch_deadline
-        self._issuer = issuer
+        self._issuer = issuer or Issuer()
         self._recorded = 0
         self._changed = Signal()
         self._queues: list[TaskQueue] = []
@@ -92,6 +92,10 @@ class CloudTasksEmulator:
         assert self._running is not None
         return await self._running.__aexit__(kind, error, traceback)
 
+    def id_token(self, email: str, audience: str) -> str:
+        """As Google's token service gives it to who may act as `email`: Cloud Scheduler, a person's gcloud."""
+        return self._issuer.id_token(email, audience)
+
     async def wait_idle(self) -> None:
         """Until no queue has a task left and no push is under way. A task that is scheduled for later, or held by a
         paused queue, is left."""
@@ -105,10 +109,9 @@ class CloudTasksEmulator:
 
     @asynccontextmanager
     async def _run(self) -> AsyncIterator[None]:
-        issuer = self._issuer or Issuer()
         async with (
-            publish(issuer.documents(), self._host, self._oidc_port) as base_url,
-            Pusher(issuer) as pusher,
+            publish(self._issuer.documents(), self._host, self._oidc_port) as base_url,
+            Pusher(self._issuer) as pusher,
             _background() as start,
         ):
             server = self._server(pusher, start)

@@ -10,6 +10,7 @@ import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager, suppress
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import anyio
 import jwt
@@ -39,8 +40,9 @@ class Issuer:
         self._certificate = _self_signed(self._key)
         self.key_id = self._certificate.fingerprint(hashes.SHA256()).hex()[:40]
 
-    def id_token(self, email: str, audience: str) -> str:
-        """The token that Cloud Tasks puts into `Authorization` for the service account `email`."""
+    def id_token(self, email: str, audience: str, /, **others: Any) -> str:
+        """The token that Cloud Tasks puts into `Authorization` for the service account `email`. `others`: claims that are
+        to be different."""
         now = int(time.time())
         account = _account_id(email)
         claims = {
@@ -52,6 +54,7 @@ class Issuer:
             "email_verified": True,
             "iat": now,
             "exp": now + LIFETIME_SECONDS,
+            **others,
         }
         return jwt.encode(claims, self._key, algorithm="RS256", headers={"kid": self.key_id})
 

@@ -77,6 +77,7 @@ class Pusher:
         self._client = httpx.AsyncClient(
             follow_redirects=False,
             trust_env=False,
+            timeout=httpx.Timeout(None),  # httpx's own 5 s would end every longer push; each has its task's deadline
             limits=httpx.Limits(max_connections=None, max_keepalive_connections=0),
         )
 

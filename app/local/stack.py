@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from socket import SO_REUSEADDR, SOL_SOCKET, socket
+from socket import IPPROTO_TCP, SO_REUSEADDR, SOL_SOCKET, socket
 from typing import Any
 
 import grpc
@@ -18,6 +18,7 @@ from google.cloud import tasks_v2
 from google.cloud.tasks_v2.services.cloud_tasks.transports import CloudTasksGrpcAsyncIOTransport
 from google.protobuf.duration_pb2 import Duration
 from rich.console import Console
+from rich.markup import escape
 
 from app.database.engine import open_engine
 from app.database.migrate import migrate_async
@@ -65,7 +66,9 @@ async def open_stack(
 ) -> AsyncIterator[Stack]:
     """The system on the data in `data`, listening on loopback at `port` (0: a free one). `database_url`: use this
     Postgres instead of one of its own. `min_backoff`: seconds before the queue's first retry. `given`: further settings.
-    To be called in the main thread."""
+    With `auth="oidc"` the
+    emulator issues the tokens; its queue and the sweeper need a `queue_service_account` then. To be called in the main
+    thread."""
     async with AsyncExitStack() as stack:
         listener = stack.enter_context(_listener(port))
         url = database_url or stack.enter_context(open_postgres(data / "postgres"))
@@ -77,6 +80,7 @@ async def open_stack(
                 "service_url": f"http://127.0.0.1:{listener.getsockname()[1]}",
                 "artifacts": f"file://{data}/artifacts",
                 "allowed_sandboxes": ("proctor", "local"),  # who may use this system already owns the machine
+                "oidc_certs_url": emulator.certs_url,
                 **given,
             }
         )
@@ -85,7 +89,7 @@ async def open_stack(
         await create_queue(settings, min_backoff)
         await _forget_the_lost_queue(settings)
         server = await stack.enter_async_context(_serve(settings, listener))
-        await stack.enter_async_context(_sweep(settings.service_url, sweep_every))
+        await stack.enter_async_context(_sweep(settings, emulator, sweep_every))
         yield Stack(settings, emulator, server)
 
 
@@ -101,7 +105,8 @@ async def _run_local(port: int, data: Path) -> None:
     console = Console(stderr=True)
     async with open_stack(data, port=port) as stack:
         console.print(
-            f"Proctor is at [bold]{stack.url}[/] (API: {stack.url}/docs). Its data is in {data}. Ctrl-C stops it."
+            f"Proctor is at [bold]{stack.url}[/] (API: {stack.url}/docs). Its data is in {escape(str(data))}."
+            " Ctrl-C stops it."
         )
         console.print(f"In another terminal: [bold]PROCTOR_URL={stack.url} proctor submit proctor/programming[/] …")
         await stop.wait()
@@ -154,14 +159,19 @@ async def _serve(settings: Settings, listener: socket) -> AsyncIterator[InnerSer
 
 
 @asynccontextmanager
-async def _sweep(url: str, every: float) -> AsyncIterator[None]:
-    """What Cloud Scheduler does in production."""
+async def _sweep(settings: Settings, emulator: CloudTasksEmulator, every: float) -> AsyncIterator[None]:
+    """What Cloud Scheduler does in production, in the name of the queue's service account if there is one."""
+    account = settings.queue_service_account
+
+    def authorization() -> dict[str, str]:
+        token = emulator.id_token(account, settings.accepted_audiences[-1]) if account else None
+        return {"Authorization": f"Bearer {token}"} if token else {}
 
     async def sweeping() -> None:
-        async with httpx.AsyncClient(base_url=url, timeout=60) as client:
+        async with httpx.AsyncClient(base_url=settings.service_url, timeout=60) as client:
             while True:
                 with suppress(httpx.HTTPError):
-                    await client.post("/tasks/sweep")
+                    await client.post("/tasks/sweep", headers=authorization())
                 await asyncio.sleep(every)
 
     task = asyncio.create_task(sweeping())
@@ -173,7 +183,7 @@ async def _sweep(url: str, every: float) -> AsyncIterator[None]:
 
 
 def _listener(port: int) -> socket:
-    listener = socket()
+    listener = socket(proto=IPPROTO_TCP)  # named, or asyncio leaves Nagle's algorithm on: 40 ms for each answer
     listener.setsockopt(SOL_SOCKET, SO_REUSEADDR, 1)
     try:
         listener.bind(("127.0.0.1", port))

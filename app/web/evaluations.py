@@ -3,14 +3,14 @@
 from typing import Annotated
 from uuid import UUID
 
-from fastapi import APIRouter, Header, Query, Response
-from pydantic import BaseModel, Field
+from fastapi import APIRouter, Header, Path, Query, Response
+from pydantic import BaseModel, Field, StringConstraints
 
 from app.evaluations.explain import Rules
 from app.evaluations.submit import MAX_KEY
 from app.evaluations.views import EvaluationExplanation, EvaluationPage, EvaluationView, ExecutionView, SamplePage
 from app.ledger import EvaluationState
-from app.spec import Spec
+from app.spec import PRINTABLE, Spec
 from app.web.problems import responses
 from app.web.state import Caller, ServicesDep
 
@@ -20,10 +20,19 @@ IdempotencyKey = Annotated[
     str | None,
     Header(
         alias="Idempotency-Key",
+        min_length=1,
+        max_length=MAX_KEY,
+        pattern=r"^[^\x00-\x1f\x7f-\xa0\xad]+$",  # what is not printable of a header's character set
         description=f"Up to {MAX_KEY} printable characters. The same key with the same spec gives the same evaluation"
         " again, so that a request whose answer was lost can be sent again.",
     ),
 ]
+
+TagQuery = Annotated[str, StringConstraints(max_length=201, pattern=PRINTABLE)]
+Cursor = Annotated[
+    str | None, Query(description="`next` of the page before.", max_length=500, pattern=r"^[A-Za-z0-9_-]+$")
+]
+ExecutionId = Annotated[str, Path(min_length=1, max_length=200, pattern=PRINTABLE)]
 
 
 class CancelView(BaseModel):
@@ -52,8 +61,10 @@ async def submit(
 async def list_evaluations(
     services: ServicesDep,
     state: EvaluationState | None = None,
-    tag: Annotated[list[str] | None, Query(description="`key=value`; may be given again: all must fit.")] = None,
-    cursor: Annotated[str | None, Query(description="`next` of the page before.")] = None,
+    tag: Annotated[
+        list[TagQuery] | None, Query(description="`key=value`; may be given again: all must fit.", max_length=20)
+    ] = None,
+    cursor: Cursor = None,
     limit: Annotated[int, Query(ge=1, le=200)] = 50,
 ) -> EvaluationPage:
     """Newest first."""
@@ -69,7 +80,7 @@ async def get_evaluation(evaluation_id: UUID, services: ServicesDep) -> Evaluati
 async def list_samples(
     evaluation_id: UUID,
     services: ServicesDep,
-    cursor: Annotated[str | None, Query(description="`next` of the page before.")] = None,
+    cursor: Cursor = None,
     limit: Annotated[int, Query(ge=1, le=1000)] = 100,
 ) -> SamplePage:
     """All planned samples in the dataset's order, epoch by epoch, whatever became of them."""
@@ -97,6 +108,6 @@ async def retry(evaluation_id: UUID, services: ServicesDep) -> RetryView:
 
 
 @router.get("/executions/{execution_id}", responses=responses(404, 422, 503))
-async def get_execution(execution_id: str, services: ServicesDep) -> ExecutionView:
+async def get_execution(execution_id: ExecutionId, services: ServicesDep) -> ExecutionView:
     """One unit of queue work, with every attempt at it; and in sentences, why it is where it is."""
     return await services.reader.execution(execution_id, Rules.of(services.settings))

@@ -12,6 +12,13 @@ from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
 
 from app.errors import BodyTooLarge, InvalidRequest, MalformedBody, ProctorError
+from app.web.headers import SAFE
+
+MAX_WRONG = 20
+"""Wrong fields that are named, of however many. Ours: more do not help."""
+
+MAX_FIELD, MAX_DETAIL = 200, 2000
+"""Characters of a field's name, and of a detail: both may repeat what was sent. Ours."""
 
 log = structlog.get_logger(__name__)
 
@@ -37,17 +44,20 @@ def responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
 
 
 def problem(status: int, title: str, detail: str, errors: list[dict[str, str]] | None = None) -> ProblemResponse:
-    body = Problem(title=title, status=status, detail=detail, errors=errors)
+    body = Problem(title=title, status=status, detail=_sayable(detail, MAX_DETAIL), errors=errors)
     return ProblemResponse(body.model_dump(exclude_none=True), status_code=status)
 
 
-def install(app: FastAPI) -> None:
-    """Handlers for every kind of error, and the schema that the routes' descriptions refer to."""
+def install(app: FastAPI, *, tokens: bool) -> None:
+    """Handlers for every kind of error, and the schema that the routes' descriptions refer to. `tokens`: callers need
+    one, and the description says so."""
     describe = app.openapi
 
     def openapi() -> dict[str, Any]:
         description = describe()
         description["components"]["schemas"].setdefault("Problem", Problem.model_json_schema())
+        if tokens:
+            _ask_for_tokens(description)
         return description
 
     app.openapi = openapi  # type: ignore[method-assign]  # FastAPI's own way to extend it
@@ -73,7 +83,18 @@ def install(app: FastAPI) -> None:
     @app.exception_handler(Exception)
     async def unexpected(request: Request, error: Exception) -> ProblemResponse:
         log.exception("unexpected error", method=request.method, path=request.url.path, exc_info=error)
-        return problem(500, "Internal error", "Something unexpected went wrong; it is in the service's log.")
+        response = problem(500, "Internal error", "Something unexpected went wrong; it is in the service's log.")
+        response.headers.update(SAFE)
+        return response
+
+
+def _ask_for_tokens(description: dict[str, Any]) -> None:
+    """Everywhere but where everybody is admitted."""
+    description["components"]["securitySchemes"] = {"token": {"type": "http", "scheme": "bearer"}}
+    for path, operations in description["paths"].items():
+        if not path.startswith("/health/"):
+            for operation in operations.values():
+                operation["security"] = [{"token": []}]
 
 
 def _invalid(errors: Sequence[Any]) -> InvalidRequest:
@@ -81,10 +102,21 @@ def _invalid(errors: Sequence[Any]) -> InvalidRequest:
         if error["type"] == "json_invalid":
             reason = error.get("ctx", {}).get("error", "invalid")
             return MalformedBody(f"The body is not JSON: {reason} at character {error['loc'][-1]}.")
-    if any(e["loc"] == ("body",) and isinstance(e.get("input"), bytes | str) for e in errors):
+    if any(e["type"] == "model_attributes_type" and isinstance(e["input"], bytes | str) for e in errors):
         return MalformedBody("The body was not sent as JSON: set the header Content-Type: application/json.")
-    found = [{"field": ".".join(str(part) for part in e["loc"]), "message": _message(e)} for e in errors]
-    return InvalidRequest("; ".join(f"{e['field']}: {e['message']}" for e in found), found)
+    found = [{"field": _field(e), "message": _sayable(_message(e), MAX_DETAIL)} for e in errors[:MAX_WRONG]]
+    more = f"; and {len(errors) - len(found)} more" if len(errors) > len(found) else ""
+    return InvalidRequest("; ".join(f"{e['field']}: {e['message']}" for e in found) + more, found)
+
+
+def _field(error: Any) -> str:
+    return _sayable(".".join(str(part) for part in error["loc"]), MAX_FIELD)
+
+
+def _sayable(text: str, most: int) -> str:
+    """What JSON can carry, and not longer than anybody reads."""
+    said = text.encode("utf-8", "backslashreplace").decode()
+    return said if len(said) <= most else f"{said[: most - 1]}…"
 
 
 def _message(error: Any) -> str:

@@ -31,9 +31,10 @@ def services(request: Request) -> Services:
 ServicesDep = Annotated[Services, Depends(services)]
 
 
-def caller() -> str:
-    """Who asks. Until the service checks identities itself, everyone who may reach it is the same."""
-    return "anonymous"
+def caller(request: Request) -> str:
+    """Who asks: an e-mail in small letters, or `anonymous` where callers are not known (see `app.web.auth`)."""
+    found: str = request.state.caller
+    return found
 
 
 Caller = Annotated[str, Depends(caller)]

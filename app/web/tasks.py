@@ -12,7 +12,7 @@ from app.evaluations.read import EvaluationView, SampleView
 from app.execution import Push
 from app.ledger import State
 from app.queue import enqueue_due
-from app.spec import Spec
+from app.spec import PRINTABLE, Spec
 from app.web.evaluations import IdempotencyKey
 from app.web.problems import responses
 from app.web.state import Caller, ServicesDep
@@ -27,7 +27,7 @@ class ExecuteRequest(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    execution_id: str | None = Field(default=None, min_length=1, max_length=200)
+    execution_id: str | None = Field(default=None, min_length=1, max_length=200, pattern=PRINTABLE)
     evaluation: Spec | None = None
 
     @model_validator(mode="after")

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from socket import socket
+from socket import IPPROTO_TCP, socket
 from uuid import uuid4
 
 import asyncpg
@@ -44,7 +44,7 @@ async def service(postgres: str, tmp_path_factory: pytest.TempPathFactory) -> As
     """Once for all tests of a module; they tell their evaluations apart."""
     database_url = await _clone(postgres)
     folder = tmp_path_factory.mktemp("cli")
-    with socket() as listener, socket() as nobody:
+    with socket(proto=IPPROTO_TCP) as listener, socket() as nobody:
         listener.bind(("127.0.0.1", 0))
         nobody.bind(("127.0.0.1", 0))  # bound and not listening: connections are refused
         settings = load(

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from rich.console import Console, RenderableType
 
-from app import cells, display
+from app import cells, display, explained
 from app.client import Json, Seen
 
 
@@ -157,6 +157,44 @@ def test_watching_tells_what_retries_have_wasted() -> None:
     with display.Watch(Console(file=drawn, width=200, force_terminal=True, color_system=None)) as watch:
         watch.update(Seen(view))
     assert "tokens: 13,574 spent, 1,234 wasted by retries" in drawn.getvalue()
+
+
+HOSTILE = "[red]r[/red] [link=http://evil.example]l[/link] :boom: \x1b]8;;http://evil.example\x07u\x1b[2J\x9b31m\u202ex"
+
+
+def hostile(view: Any, key: str = "") -> Any:
+    """With every text that somebody else may have written, names included, written by an attacker."""
+    if isinstance(view, dict):
+        return {name: hostile(value, name) for name, value in view.items()}
+    if isinstance(view, list):
+        return [hostile(value, key) for value in view]
+    return view if not isinstance(view, str) or key.endswith("_at") else HOSTILE
+
+
+def test_no_text_of_others_is_read_as_markup_or_reaches_the_terminal_as_control() -> None:
+    view = hostile(VIEW | {"error": {"error_class": "model", "message": ""}, "log": ""})
+    view["spec"] |= {"tags": {HOSTILE: HOSTILE}, "task_args": {HOSTILE: [HOSTILE]}, HOSTILE: HOSTILE}
+    bad = hostile(sample(error="", scorer="")) | {"id": HOSTILE, "scores": {HOSTILE: {"value": HOSTILE}}}
+    execution = {"id": "", "evaluation_id": "", "state": "", "samples": [{"id": HOSTILE, "epoch": 2}], "attempts": []}
+    told = hostile(execution | {"explanation": [""]})
+    written = StringIO()
+    console = Console(file=written, width=2000, force_terminal=True, color_system=None, legacy_windows=False)
+    parts = [
+        display.evaluation(view, [bad], more=True),
+        display.evaluations([view], 2000),
+        display.sample_table([bad] * 2),
+        explained.explanation(told),
+        explained.explanation({"id": "", "state": HOSTILE, "explanation": [HOSTILE], "executions": [told]}),
+    ]
+    for part in parts:
+        before = written.tell()
+        console.print(part)
+        shown = written.getvalue()[before:]
+        assert "[red]r[/red] [link=http://evil.example]l[/link] :boom: " in shown
+        assert not [c for c in shown if not c.isprintable() and c != "\n"]
+    with display.Watch(Console(file=written, width=2000)) as watch:
+        watch.update(Seen(view))
+    assert not [c for c in written.getvalue() if not c.isprintable() and c != "\n"]
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import anyio
+import httpx
 import pytest
 from google.api_core import exceptions
 from google.cloud import tasks_v2
@@ -12,6 +13,7 @@ from google.rpc import code_pb2
 
 from app.local.cloud_tasks import CloudTasksEmulator, serve
 from app.local.oidc import Issuer
+from app.local.push import Pusher
 from tests.local.conftest import PATIENCE_SECONDS, QUEUE, Bench, OpenBench, Received, ms
 
 QUICK = {"min_backoff": ms(1), "max_backoff": ms(1)}
@@ -44,6 +46,12 @@ async def test_a_push_is_the_request_that_the_creator_described(bench: Bench) ->
     assert received.body == b'{"execution_id": "1"}'
     kept = {"X-Mixed-Case": "kept", "content-type": "application/json", "Authorization": "Basic eA=="}
     assert kept.items() <= received.headers.items()
+
+
+async def test_a_push_has_no_time_limit_but_its_task_s_deadline(issuer: Issuer) -> None:
+    """httpx gives 5 s to whatever does not say otherwise; evaluations take minutes."""
+    async with Pusher(issuer) as pusher:
+        assert pusher._client.timeout == httpx.Timeout(None)
 
 
 async def test_headers_that_are_the_services_own_cannot_be_set(bench: Bench) -> None:

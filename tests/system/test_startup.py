@@ -121,6 +121,12 @@ async def test_without_google_credentials_alloydb_is_refused_in_one_line(tmp_pat
     assert line.startswith("proctor: There are no Google credentials for AlloyDB")
 
 
+async def test_a_service_that_would_let_everybody_in_ends_with_one_line(tmp_path: Path) -> None:
+    code, line = await last_words(tmp_path, database_url="postgresql://nobody@127.0.0.1:9/none", host="0.0.0.0")
+    assert code == 2, line
+    assert line.startswith("proctor: PROCTOR_AUTH=none would let everybody in who reaches PROCTOR_HOST 0.0.0.0")
+
+
 async def test_a_database_that_is_down_makes_the_service_not_ready_and_not_dead(
     database_url: str, tmp_path: Path
 ) -> None:

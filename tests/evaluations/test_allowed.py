@@ -1,0 +1,64 @@
+"""The operator's bounds on what may be evaluated hold on every way in."""
+
+from unittest.mock import sentinel
+
+import pytest
+
+from app.errors import InvalidRequest
+from app.evaluations.allowed import Allowed
+from app.evaluations.submit import Submissions
+from app.inline import Inline
+from app.spec import Spec
+
+BOUNDED = Allowed(("suite/*", "proctor/programming"), ("openai/*", "mockllm/model"))
+
+
+def spec(task: str = "suite/one", model: str = "mockllm/model", **roles: str) -> Spec:
+    return Spec(task=task, model=model, model_roles=roles)
+
+
+@pytest.mark.parametrize(
+    "allowed",
+    [
+        spec(),
+        spec("suite/sub/one.py@it"),
+        spec("proctor/programming"),
+        spec(model="openai/gpt-5", grader="openai/gpt-5-mini"),
+    ],
+)
+def test_what_fits_a_pattern_is_allowed(allowed: Spec) -> None:
+    BOUNDED.check(allowed)
+
+
+@pytest.mark.parametrize(
+    ("refused", "field"),
+    [
+        (spec("other/one"), "task"),
+        (spec("Suite/one"), "task"),
+        (spec("my/suite/one"), "task"),
+        (spec("suite/../other/one.py@it"), "task"),
+        (spec("proctor/programming2"), "task"),
+        (spec(model="anthropic/claude"), "model"),
+        (spec(model="mockllm/model2"), "model"),
+        (spec(grader="anthropic/claude"), "model_roles.grader"),
+    ],
+)
+def test_what_fits_none_is_refused_with_what_is_allowed(refused: Spec, field: str) -> None:
+    with pytest.raises(InvalidRequest) as error:
+        BOUNDED.check(refused)
+    assert [one["field"] for one in error.value.errors] == [field]
+    assert ("suite/*, proctor/programming" if field == "task" else "openai/*, mockllm/model") in str(error.value)
+
+
+def test_by_default_everything_is_allowed() -> None:
+    Allowed().check(spec("../anything.py@it", "any/model", grader="any/other"))
+
+
+async def test_it_is_refused_before_anything_is_written_or_run() -> None:
+    """Neither the ledger nor a child is there to be used."""
+    submissions = Submissions(sentinel.ledger, sentinel.queue, BOUNDED)
+    inline = Inline(sentinel.executor, submissions, sentinel.reader)
+    with pytest.raises(InvalidRequest, match="not allowed here"):
+        await submissions.submit(spec("other/one"), "me")
+    with pytest.raises(InvalidRequest, match="not allowed here"):
+        await inline.run(spec("other/one"), "me", "key")
