@@ -45,7 +45,7 @@ drill: setup
 
 # Addresses stay out of the lock: it must install from whatever index a machine uses.
 lock: setup
-	$(BIN)/uv pip compile --universal --python-version 3.11 --generate-hashes --no-header --no-annotate --all-extras \
+	$(BIN)/uv pip compile --universal --python-version 3.11 --generate-hashes --no-header --annotation-style line --all-extras \
 	  --quiet pyproject.toml --output-file requirements.lock
 
 clean:
