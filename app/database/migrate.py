@@ -1,5 +1,4 @@
-"""Brings the database's tables to the newest revision in `migrations/`, which a wheel has inside this package: it works
-where there is no checkout. (pyproject.toml configures alembic's own command, for those who write migrations.)"""
+"""Brings the database's tables to the newest revision in `migrations/`; alembic is configured in pyproject.toml."""
 
 import asyncio
 import functools
@@ -14,18 +13,14 @@ from sqlalchemy import Connection, text
 from app.database.engine import open_engine
 from app.settings import Settings
 
-_PACKAGE = Path(__file__).parents[1]
-_INSTALLED = _PACKAGE / "migrations"
-MIGRATIONS = _INSTALLED if _INSTALLED.is_dir() else _PACKAGE.with_name("migrations")
+PROJECT = Path(__file__).parents[2]
 LOCK = 0x50524F43  # "PROC": one migration at a time, whoever starts it
 STATEMENT_TIMEOUT = 600
 """Seconds for one statement of a migration, and for waiting until another migration is over. Ours."""
 
 
 def config() -> Config:
-    config = Config()
-    config.set_main_option("script_location", str(MIGRATIONS).replace("%", "%%"))
-    return config
+    return Config(toml_file=PROJECT / "pyproject.toml")
 
 
 @functools.cache
