@@ -23,7 +23,7 @@ RUN python3 -m venv --without-pip /opt/venv \
 COPY . .
 # Bytecode is made once, here, since the service may not write it. It is never compared with its source (unchecked-hash):
 # nothing changes in an image, and builders may well change the times of files.
-# hadolint ignore=DL3042
+# hadolint ignore=DL3042  # as above: this stage is thrown away
 RUN python3 -m pip --python /opt/backend/bin/python3 wheel --quiet --no-deps --no-build-isolation --wheel-dir dist . \
  && python3 -m pip --python /opt/venv/bin/python3 install --root-user-action ignore --no-compile --no-deps dist/*.whl \
  && python3 -m pip --python /opt/venv/bin/python3 check \

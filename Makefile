@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
 
-.PHONY: setup demo test check lint bench drill lock clean
+.PHONY: setup demo test image-test check lint bench drill lock clean
 
 setup: $(STAMP)
 
@@ -28,6 +28,12 @@ demo: setup
 
 test: setup
 	$(BIN)/python -m pytest
+
+# The container image, built for real and run. It takes root, and Debian's buildah and debootstrap.
+image-test: setup
+	@command -v buildah debootstrap >/dev/null || { apt-get update && apt-get install --yes --no-install-recommends buildah debootstrap; } \
+	  || echo "buildah and debootstrap are missing, and apt cannot install them here."
+	$(BIN)/python -m pytest -m image -n 0 -s tests/deploy/test_image.py
 
 lint: setup
 	$(BIN)/ruff check .
