@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
 
-.PHONY: setup demo test check lint bench drill lock clean
+.PHONY: setup demo test image-test check lint bench drill lock clean
 
 setup: $(STAMP)
 
@@ -29,6 +29,13 @@ demo: setup
 test: setup
 	$(BIN)/python -m pytest
 
+# The container image, built for real and run: some 3 minutes. It takes root, and Debian's buildah and debootstrap.
+image-test: setup
+	@{ command -v buildah && command -v debootstrap; } >/dev/null \
+	  || { apt-get -qq update && apt-get -qq install --yes --no-install-recommends buildah debootstrap; } \
+	  || echo "apt could not install buildah and debootstrap here."
+	$(BIN)/python -m pytest -m image -n 0 -s tests/deploy/test_image.py
+
 lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -45,7 +52,7 @@ drill: setup
 
 # Addresses stay out of the lock: it must install from whatever index a machine uses.
 lock: setup
-	$(BIN)/uv pip compile --universal --python-version 3.11 --generate-hashes --no-header --no-annotate --all-extras \
+	$(BIN)/uv pip compile --universal --python-version 3.11 --generate-hashes --no-header --annotation-style line --all-extras \
 	  --quiet pyproject.toml --output-file requirements.lock
 
 clean:

@@ -31,6 +31,8 @@ def config(app: FastAPI, settings: Settings) -> uvicorn.Config:
         app,
         host=settings.host,
         port=settings.port,
+        loop="uvloop",  # by name: without it the service does not start, rather than being slower
+        http="httptools",
         log_config=None,
         access_log=False,
         server_header=False,

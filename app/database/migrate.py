@@ -13,14 +13,18 @@ from sqlalchemy import Connection, text
 from app.database.engine import open_engine
 from app.settings import Settings
 
-PROJECT = Path(__file__).parents[2]
+_PACKAGE = Path(__file__).parents[1]
+MIGRATIONS = next(f for f in (_PACKAGE / "migrations", _PACKAGE.with_name("migrations")) if f.is_dir())
+"""A wheel has them inside the package, a checkout beside it."""
 LOCK = 0x50524F43  # "PROC": one migration at a time, whoever starts it
 STATEMENT_TIMEOUT = 600
 """Seconds for one statement of a migration, and for waiting until another migration is over. Ours."""
 
 
 def config() -> Config:
-    return Config(toml_file=PROJECT / "pyproject.toml")
+    config = Config()  # not of pyproject.toml, which an installed Proctor does not have
+    config.set_main_option("script_location", str(MIGRATIONS).replace("%", "%%"))
+    return config
 
 
 @functools.cache

@@ -23,6 +23,7 @@ from contextlib import suppress
 from typing import Any, Literal, NoReturn, TypedDict
 
 _PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
+_PR_SET_CHILD_SUBREAPER = 36  # likewise
 _PACKET = 4096
 _HEAVY = ("openai", "anthropic", "google.genai", "numpy")  # about 4 s of imports, of which the model providers most
 _LARGE = ("openai", "anthropic", "google.genai")
@@ -48,6 +49,7 @@ def main() -> None:
     control, parent = socket.socket(fileno=int(sys.argv[1])), int(sys.argv[2])
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     die_with_parent(parent, signal.SIGTERM)
+    ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1)  # see `_bury_orphans`
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # in a child that has not begun: nothing of it is to be wound down
     # A child must not lose the interrupt that comes before it has its own handlers: blocked here, it waits for them.
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
@@ -128,6 +130,17 @@ class Forkserver:
             del self._children[pid]
             if id is not None:
                 self._tell({"event": "exited", "id": id, "status": status})
+        self._bury_orphans()
+
+    def _bury_orphans(self) -> None:
+        """What a child's own children leave when they end before theirs do, as bubblewrap may with every command. They
+        come here, because in a container the service is the first process, which waits for none that it did not start:
+        they would stay for as long as it runs."""
+        with suppress(ChildProcessError):
+            while ended := os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT):
+                if ended.si_pid in self._children:
+                    return  # it has ended since: its own signal has come, and then this goes on
+                os.waitpid(ended.si_pid, 0)
 
     def _tell(self, report: Report) -> None:
         try:

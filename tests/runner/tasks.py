@@ -228,9 +228,12 @@ def misbehave(how: str) -> Solver:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         threading.Event().wait()
 
-    def spawn_and_hang() -> None:
-        child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+    def spawn(**options: bool) -> None:
+        child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"], **options)  # type: ignore[call-overload]
         print("grandchild", child.pid, flush=True)
+
+    def spawn_and_hang() -> None:
+        spawn()
         hang()
 
     def exit_at_once() -> None:
@@ -244,6 +247,7 @@ def misbehave(how: str) -> Solver:
         "hang": hang,
         "memory": lambda: print(len(bytearray(2**32))),
         "spawn and hang": spawn_and_hang,
+        "leave an orphan": lambda: spawn(start_new_session=True),
     }
 
     async def solve(state: TaskState, generate: Generate) -> TaskState:

@@ -174,6 +174,20 @@ async def test_a_child_is_killed_with_its_forkserver_and_the_next_gets_another(m
             assert only(Planned, [message async for message in child])
 
 
+async def test_orphans_are_buried_though_the_service_is_a_containers_first_process(
+    make_job: MakeJob, supervisor: Supervisor
+) -> None:
+    job = make_job("run", "misbehaving", spec={"task_args": {"how": "leave an orphan"}}, samples=FIRST)
+    async with supervisor.run(job) as child:
+        assert child.pid is not None
+        forkserver = _parent(child.pid)
+        orphan = await _grandchild(Path(job.directory, OUTPUT))
+        child.kill()
+    assert _parent(orphan) == forkserver, "not of the first process, which would let it lie"
+    os.kill(orphan, signal.SIGKILL)
+    await _until(lambda: not Path(f"/proc/{orphan}").exists())
+
+
 SERVICE = """
 import os, sys, anyio
 from app.runner.messages import Job, Started
