@@ -2,10 +2,10 @@
 
 import json
 import os
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 import pytest
@@ -17,21 +17,27 @@ from app.cloud.service import Service
 ROOT = Path(__file__).parents[2]
 IMAGE = "us-docker.pkg.dev/my-project/proctor/proctor@sha256:0123"
 
-_RECORDER = """#!{python} -IS
-import json, os, sys
-folder, argv = {folder!r}, sys.argv[1:]
-files = {{a: open(a).read() for a in argv if a.endswith("service.yaml") and os.path.exists(a)}}
-with open(folder + "/log", "a") as log:
-    log.write(json.dumps([argv, files]) + "\\n")
-for rule in json.load(open(folder + "/rules")):
-    begins, needs, makes = rule["begins"], rule.get("needs"), rule.get("makes")
-    if argv[: len(begins)] != begins or (needs and not os.path.exists(folder + "/" + needs)):
-        continue
-    if makes:
-        open(folder + "/" + makes, "w").close()
-    sys.stdout.write(rule.get("out", ""))
-    sys.stderr.write(rule.get("err", ""))
-    sys.exit(rule.get("code", 0))
+WORD, FILE, CALL = "\x1f", "\x1d", "\x1e"
+"""What ends a word, begins a file, ends a call in the log."""
+
+_RECORDER = """#!/bin/sh
+cd {folder}
+IFS='{word}'
+said="$*{word}"
+{{
+  printf '%s' "$said"
+  for word; do
+    case "$word" in *service.yaml) printf '{file}%s{word}' "$word"; cat "$word" ;; esac
+  done
+  printf '{call}'
+}} >> log
+{rules}
+"""
+"""Shell, for it starts in a millisecond. A word of the log may be anything that a command line may hold."""
+
+_RULE = """case "$said" in {begins}*) if {needs}; then
+  {makes}; printf '%s' {out}; printf '%s' {err} >&2; exit {code}
+fi ;; esac
 """
 
 
@@ -49,18 +55,42 @@ class Gcloud:
     `makes` and `needs` name a thing that the command makes, or that must have been made. Without a rule: nothing, 0."""
 
     folder: Path
-    rules: list[dict[str, Any]] = field(default_factory=list)
+    rules: list[str] = field(default_factory=list)
 
-    def answer(self, begins: Sequence[str], out: Any = "", **more: Any) -> None:
-        text = out if isinstance(out, str) else json.dumps(out)
-        self.rules.append({"begins": list(begins), "out": text, **more})
-        (self.folder / "rules").write_text(json.dumps(self.rules))
+    def answer(
+        self,
+        begins: Sequence[str],
+        out: Any = "",
+        *,
+        err: str = "",
+        code: int = 0,
+        makes: str | None = None,
+        needs: str | None = None,
+    ) -> None:
+        rule = _RULE.format(
+            begins=quote(WORD.join([*begins, ""])),
+            needs=f"[ -e {needs} ]" if needs else "true",
+            makes=f": > {makes}" if makes else ":",
+            out=quote(out if isinstance(out, str) else json.dumps(out)),
+            err=quote(err),
+            code=code,
+        )
+        self.rules.append(rule)
+        self.write()
+
+    def write(self) -> None:
+        program = self.folder / "gcloud"
+        rules = "".join(self.rules)
+        program.write_text(
+            _RECORDER.format(folder=quote(str(self.folder)), word=WORD, file=FILE, call=CALL, rules=rules)
+        )
+        program.chmod(0o755)
 
     @property
     def calls(self) -> list[Call]:
         """Without the `--quiet` that each has."""
-        lines = (self.folder / "log").read_text().splitlines() if (self.folder / "log").exists() else []
-        calls = [Call(*json.loads(line)) for line in lines]
+        log = self.folder / "log"
+        calls = [_call(text) for text in log.read_text().split(CALL)[:-1]] if log.exists() else []
         assert all(call.argv[-1] == "--quiet" for call in calls)
         return [Call(call.argv[:-1], call.files) for call in calls]
 
@@ -68,20 +98,20 @@ class Gcloud:
     def said(self) -> list[str]:
         return [" ".join(call.argv) for call in self.calls]
 
-    def forget(self) -> None:
-        (self.folder / "log").unlink()
+
+def _call(text: str) -> Call:
+    words, *files = text.split(FILE)
+    return Call(words.split(WORD)[:-1], dict(file.split(WORD, 1) for file in files))
 
 
 @pytest.fixture
 def gcloud(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Gcloud:
     folder = tmp_path / "gcloud"
     folder.mkdir()
-    (folder / "rules").write_text("[]")
-    program = folder / "gcloud"
-    program.write_text(_RECORDER.format(python=sys.executable, folder=str(folder)))
-    program.chmod(0o755)
+    recorder = Gcloud(folder)
+    recorder.write()
     monkeypatch.setenv("PATH", f"{folder}{os.pathsep}{os.environ['PATH']}")
-    return Gcloud(folder)
+    return recorder
 
 
 @pytest.fixture

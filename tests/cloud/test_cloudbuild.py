@@ -33,7 +33,13 @@ def test_cloud_build_takes_the_file_and_no_mistake() -> None:
     """That schema lets unknown keys pass at the top; the API's own description does not."""
     schema = discovery.strict("cloudbuild.v1")
     assert discovery.problems(schema, "Build", BUILD) == []
-    for mistake in ({"stepps": []}, {"timeout": 5400}, {"options": {"logging": "NOWHERE"}}, {"steps": [{"id": "a"}]}):
+    mistakes: list[dict[str, Any]] = [
+        {"stepps": []},
+        {"timeout": 5400},
+        {"options": {"logging": "NOWHERE"}},
+        {"steps": [{"id": "a"}]},
+    ]
+    for mistake in mistakes:
         assert len(discovery.problems(schema, "Build", {**BUILD, **mistake})) == 1
 
 
