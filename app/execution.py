@@ -14,6 +14,7 @@ from uuid import UUID, uuid4
 import structlog
 
 from app.artifacts import Artifacts
+from app.containment import Contained
 from app.errors import DatabaseUnavailable
 from app.hearing import Ear
 from app.leases import Lease, Leases
@@ -76,6 +77,7 @@ class Executor:
     saved: Saved
     scratch: Scratch
     supervisor: Supervisor
+    contained: Contained
     leases: Leases
     settings: Settings
 
@@ -154,6 +156,7 @@ class Executor:
             attempt=claim.attempt,
             spec=claim.spec,
             directory=str(directory),
+            containment=await self.contained.here(),
             merged_log_limit_bytes=self.settings.merged_log_limit,
         )
         left = await self.saved.left_by(job, interrupted)

@@ -55,7 +55,15 @@ class Inline:
         """Plans without the ledger: a mistake in the spec is answered at once."""
         name = f"check-{uuid4()}"
         async with self.executor.scratch.folder(name) as folder:
-            job = Job(kind="plan", evaluation_id=name, execution_id=name, attempt=1, spec=spec, directory=str(folder))
+            job = Job(
+                kind="plan",
+                evaluation_id=name,
+                execution_id=name,
+                attempt=1,
+                spec=spec,
+                directory=str(folder),
+                containment=await self.executor.contained.here(),
+            )
             samples = 0
             async with self.executor.supervisor.run(job) as child:
                 async for message in child:

@@ -8,6 +8,7 @@ import structlog
 from fastapi import FastAPI
 
 from app.artifacts import Artifacts
+from app.containment import Contained
 from app.database import preflight
 from app.database.engine import open_engine
 from app.database.session import Database, refuse_held_session
@@ -77,6 +78,7 @@ async def open_services(settings: Settings) -> AsyncIterator[Services]:
             saved=Saved(artifacts),
             scratch=await stack.enter_async_context(Scratch(settings.scratch)),
             supervisor=supervisor,
+            contained=await stack.enter_async_context(Contained(settings)),
             leases=Leases(ledger, settings),
             settings=settings,
         )

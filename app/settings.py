@@ -11,9 +11,10 @@ from typing import Annotated, Any, Literal, Self
 from urllib.parse import urlsplit
 
 from pydantic import AliasChoices, Field, SecretStr, ValidationError, ValidationInfo, field_validator, model_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from app.errors import SettingsError
+from app.spec import SandboxLimits
 
 PREFIX = "PROCTOR_"
 
@@ -201,6 +202,53 @@ class Settings(BaseSettings):
         description="Size (bytes) of all samples' logs up to which the merged log holds their transcripts too. Ours.",
     )
 
+    # The sandbox ------------------------------------------------------------------------------------------------------
+    sandbox_launchers: Annotated[tuple[Literal["bubblewrap", "cloud_run"], ...], NoDecode] = Field(
+        default=("bubblewrap", "cloud_run"),
+        description="What may start agents' code, comma-separated; the first that passes its probe is taken. `cloud_run` is"
+        " the platform's own `sandbox do`.",
+    )
+    allowed_sandboxes: Annotated[tuple[str, ...], NoDecode] = Field(
+        default=("proctor",),
+        description="Sandboxes that tasks may use, comma-separated patterns: `proctor`; others such as `k8s`, `modal`,"
+        " `daytona`, `e2b` run elsewhere; `local` isolates nothing and gives agents' code whatever the service may do.",
+    )
+    sandbox_memory: int = Field(
+        default=2**31,
+        ge=2**26,
+        description="Memory (bytes) of each process of one sample's code, and of all together. Ours: numpy alone maps 1 GiB.",
+    )
+    sandbox_processes: int = Field(
+        default=256,
+        ge=16,
+        description="Processes and threads of one sample's code. Ours: a parallel build fits, a fork bomb does not.",
+    )
+    sandbox_workspace: int = Field(
+        default=2**29, ge=2**20, description="Files in a sample's `/workspace` (bytes). They lie in memory. Ours."
+    )
+    sandbox_tmp: int = Field(
+        default=2**28,
+        ge=2**20,
+        description="Files in a sample's `/tmp` (bytes), and in `/var/tmp`. In memory too. Ours.",
+    )
+    sandbox_cpu: int = Field(
+        default=300,
+        ge=1,
+        description="CPU of one process of a sample's code (seconds). Ours: ends a busy loop in a call without a time-out.",
+    )
+    sandbox_output: int = Field(
+        default=10 * 2**20,
+        ge=1024,
+        le=10 * 2**20,
+        description="Kept of each output stream of a command (bytes): its end. Source: Inspect, whose maximum is 10 MiB.",
+    )
+    child_memory: int = Field(
+        default=2**33,
+        ge=2**30,
+        description="Address space of one child, which runs the task's own code (bytes). Ours: about eight times what Inspect"
+        " and the providers' packages map, and less than a leak needs to take the worker along.",
+    )
+
     # The web ----------------------------------------------------------------------------------------------------------
     host: str = Field(default="127.0.0.1", description="Address to listen at; 0.0.0.0 in the container.")
     port: int = Field(
@@ -240,6 +288,11 @@ class Settings(BaseSettings):
         if url.scheme not in ("postgres", "postgresql", "postgresql+asyncpg") or not url.hostname:
             raise ValueError("must be postgresql://user:password@host:port/name")
         return value
+
+    @field_validator("sandbox_launchers", "allowed_sandboxes", mode="before")
+    @classmethod
+    def _comma_separated(cls, value: Any) -> Any:
+        return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
 
     @field_validator("alloydb_instance")
     @classmethod
@@ -282,6 +335,17 @@ class Settings(BaseSettings):
         if self.deadline_margin >= self.dispatch_deadline:
             raise ValueError("PROCTOR_DEADLINE_MARGIN must be shorter than PROCTOR_DISPATCH_DEADLINE")
         return self
+
+    @property
+    def sandbox_limits(self) -> SandboxLimits:
+        return SandboxLimits(
+            memory=self.sandbox_memory,
+            processes=self.sandbox_processes,
+            workspace=self.sandbox_workspace,
+            tmp=self.sandbox_tmp,
+            cpu=self.sandbox_cpu,
+            output=self.sandbox_output,
+        )
 
     @property
     def connections(self) -> int:

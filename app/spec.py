@@ -14,6 +14,29 @@ Name = Annotated[str, StringConstraints(min_length=1, max_length=500, pattern=r"
 Tag = Annotated[str, StringConstraints(min_length=1, max_length=100, pattern=r"^[^\x00-\x1f\x7f]+$")]
 
 
+class SandboxLimits(BaseModel):
+    """What one sample's code may use in the sandbox `proctor`. In a spec, a limit may be lowered, not raised."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    memory: int | None = Field(
+        default=None, ge=2**26, description="Bytes for each process, and for all of them together. At least 64 MiB."
+    )
+    processes: int | None = Field(default=None, ge=16, description="Processes and threads at the same time.")
+    workspace: int | None = Field(default=None, ge=2**20, description="Bytes of files in `/workspace`.")
+    tmp: int | None = Field(default=None, ge=2**20, description="Bytes of files in `/tmp`.")
+    cpu: int | None = Field(default=None, ge=1, description="Seconds of CPU for each process.")
+    output: int | None = Field(
+        default=None, ge=1024, description="Bytes kept of each output stream of a command: its last ones."
+    )
+
+    def lowered(self, by: "SandboxLimits | None") -> "SandboxLimits":
+        """The lower of each two."""
+        asked = by.model_dump(exclude_none=True) if by else {}
+        ours = self.model_dump(exclude_none=True)
+        return SandboxLimits(**(ours | {name: min(value, ours.get(name, value)) for name, value in asked.items()}))
+
+
 class Spec(BaseModel):
     """One evaluation's request. Unknown fields are refused: a misspelt limit must not be silently no limit."""
 
@@ -52,7 +75,10 @@ class Spec(BaseModel):
     )
     sandbox: Literal["proctor", "local"] | None = Field(
         default=None,
-        description="Replaces the sandbox that the task declares. `local` isolates nothing.",
+        description="Replaces the sandbox that the task declares. `local` isolates nothing: the service must allow it.",
+    )
+    sandbox_limits: SandboxLimits | None = Field(
+        default=None, description="Lowers what a sample's code may use in the sandbox `proctor`."
     )
     retry_on_error: int | None = Field(
         default=None,

@@ -76,6 +76,7 @@ async def open_stack(
                 "queue_endpoint": emulator.endpoint,
                 "service_url": f"http://127.0.0.1:{listener.getsockname()[1]}",
                 "artifacts": f"file://{data}/artifacts",
+                "allowed_sandboxes": ("proctor", "local"),  # who may use this system already owns the machine
                 **given,
             }
         )

@@ -29,7 +29,8 @@ from inspect_ai.util._checkpoint._triggers.factory import create_trigger
 from inspect_ai.util._checkpoint._triggers.types import CheckpointTrigger, Trigger, TriggerFire
 from inspect_ai.util._restic import resolver
 
-from app.runner.sandbox import WORKSPACE
+from app.runner.place import WORKSPACE
+from app.runner.resolve import declared_sandboxes
 from app.spec import Spec
 
 WIND_DOWN = signal.SIGUSR1
@@ -158,8 +159,7 @@ def _none(because: str) -> Checkpoints:
 def _sandboxes(spec: Spec, task: Task) -> set[str]:
     if spec.sandbox is not None:
         return {spec.sandbox}
-    declared = [task.sandbox, *(sample.sandbox for sample in task.dataset)]
-    return {sandbox.type for sandbox in declared if sandbox is not None}
+    return set(declared_sandboxes(task))
 
 
 def _use(restic: Path) -> None:

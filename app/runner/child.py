@@ -4,20 +4,23 @@ The child knows nothing of the database or the queue. It gets a `Job`, works in 
 """
 
 import os
+import resource
 import sys
 from importlib.metadata import PackageNotFoundError, version
 
-import app.runner.sandbox  # noqa: F401  (registers the sandbox `proctor` with Inspect)
 from app.runner.failures import Refused, failure
 from app.runner.messages import Done, Failure, Job, Started
 from app.runner.plan import plan
 from app.runner.report import report
 from app.runner.run import interrupted, run
+from app.runner.sandbox import contain
 from app.runner.writer import Writer
 
 
 def main(job: Job, out: Writer) -> None:
     """`Done` is always the last message, whatever happens before."""
+    _bound(job.containment.child_memory)
+    contain(job.containment.model_copy(update={"limits": job.containment.limits.lowered(job.spec.sandbox_limits)}))
     out.send(Started(pid=os.getpid(), versions=_versions(job)))
     out.send(Done(failure=_attempt(job, out)))
 
@@ -38,6 +41,12 @@ def _attempt(job: Job, out: Writer) -> Failure | None:
     except Exception as error:
         return failure(error, f"The {job.kind} failed", "evaluation")
     return None
+
+
+def _bound(memory: int | None) -> None:
+    """A child that wants too much gets a MemoryError of its own, before the kernel chooses whom to kill."""
+    if memory is not None:
+        resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
 
 
 def _versions(job: Job) -> dict[str, str]:

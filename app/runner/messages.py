@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, StrictInt, StrictStr, TypeAdapter
 
-from app.spec import Spec
+from app.spec import SandboxLimits, Spec
 
 ErrorClass = Literal["infrastructure", "evaluation", "model", "limit", "cancelled"]
 """Whose fault: the platform's, the task's or its code's, the model provider's, a limit of the spec, a user's wish."""
@@ -39,6 +39,23 @@ class Transcript(_Value):
     log: str
 
 
+Launcher = Literal["bubblewrap", "cloud_run"]
+"""What starts the sandbox `proctor`'s commands: bubblewrap, or the platform's own `sandbox do`."""
+
+
+class Containment(_Value):
+    """How agents' code is held on this worker. `launcher`: the one that passed its probe; None: `refusal` says why there is
+    none. `allowed`: patterns of the sandbox types that tasks may use. `hidden`: folders that no sandbox may show.
+    `child_memory`: bytes of address space for the child itself."""
+
+    launcher: Launcher | None = "bubblewrap"
+    refusal: str = ""
+    limits: SandboxLimits = SandboxLimits()
+    allowed: tuple[str, ...] = ("proctor",)
+    hidden: tuple[str, ...] = ()
+    child_memory: int | None = None
+
+
 class Job(_Value):
     """One attempt's work, as the child gets it.
 
@@ -54,6 +71,7 @@ class Job(_Value):
     attempt: int
     spec: Spec
     directory: str
+    containment: Containment = Containment()
     samples: tuple[SampleRef, ...] = ()
     scored: tuple[SampleRef, ...] = ()
     resumes: int | None = None

@@ -12,7 +12,7 @@ from inspect_ai.util import registry_info
 
 from app.runner.failures import refusal, refused
 from app.runner.messages import Job, Planned, SampleRef
-from app.runner.resolve import Subject, load_task, resolve
+from app.runner.resolve import Subject, check_sandbox, load_task, resolve
 from app.runner.run import options
 from app.runner.writer import Writer
 from app.spec import Spec
@@ -21,6 +21,7 @@ from app.spec import Spec
 def plan(job: Job, out: Writer) -> None:
     subject = resolve(job.spec)
     task = subject.task
+    check_sandbox(job.spec, task, job.containment)
     _refuse_changing_order(job.spec, subject)
     with refused(f"The task {job.spec.task!r} cannot be planned"):
         log = eval(

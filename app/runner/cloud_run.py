@@ -1,0 +1,77 @@
+"""The launcher `cloud_run`: the platform's own `sandbox do`, for services with `sandboxLauncher: true` (a preview, 2026-07).
+
+Its command line is all that is known of it here: `sandbox do [--write] [--allow-egress] [--env K=V] [--mount
+type=bind,source=…,destination=…[,readonly]] -- COMMAND`. It gives no environment, no secrets, no metadata server and no
+network; the container's file system is shown read-only, so what must not be seen is covered by an empty folder. What it
+does not bound (memory in sum, files) is left to limits per process and to the watchdog.
+"""
+
+import asyncio
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+import anyio
+
+from app.runner.place import ETC, ROOT, WORKSPACE, NoLauncher, enter, make_directory, make_own, variables
+from app.runner.visible import PYTEST, covered_folders, pytest_packages
+from app.runner.watchdog import Watchdog
+from app.spec import SandboxLimits
+
+PROGRAM = "sandbox"
+
+
+class CloudRun:
+    """One sample's place."""
+
+    def __init__(self, directory: Path, limits: SandboxLimits, program: str, hidden: Sequence[Path]) -> None:
+        self.directory = directory
+        self.calls = directory / "calls"
+        self._nothing = directory / "nothing"
+        self._program = program
+        self._hidden = hidden
+        assert limits.workspace
+        assert limits.tmp
+        sizes = {"workspace": limits.workspace, "tmp": limits.tmp, "var": limits.tmp, "root": limits.workspace}
+        self._disks = {directory / name: size for name, size in sizes.items()}
+        self.watchdog = Watchdog(self.calls, limits.memory, limits.processes, self._disks)
+
+    @classmethod
+    async def open(cls, limits: SandboxLimits, hidden: Sequence[Path] = ()) -> "CloudRun":
+        """Raises `NoLauncher`. `hidden`: further folders that must not be seen."""
+        program = shutil.which(PROGRAM)
+        if program is None:
+            raise NoLauncher(
+                "There is no `sandbox` program: it is Cloud Run's, for services whose container has `sandboxLauncher: true`."
+            )
+        place = cls(await anyio.to_thread.run_sync(make_directory), limits, program, hidden)
+        for folder in (*place._disks, place._nothing):
+            make_own(folder)
+        return place
+
+    def command(self, user: str, env: Mapping[str, str], call: Path) -> list[str]:
+        mounts = (
+            part for source, target, *how in self._mounts(user) for part in ("--mount", _bind(source, target, *how))
+        )
+        given = (part for name, value in variables(user, env).items() for part in ("--env", f"{name}={value}"))
+        return [*enter([str(call)]), self._program, "do", *mounts, *given, "--"]
+
+    def _mounts(self, user: str) -> Iterator[tuple[Path | str, ...]]:
+        hidden = (folder for folder in self._hidden if folder.is_dir() and not folder.is_relative_to("/tmp"))
+        for folder in (*covered_folders([Path("/")]), *hidden):
+            yield self._nothing, folder, "readonly"
+        for name in ETC:
+            yield self.directory / "etc" / name, f"/etc/{name}", "readonly"
+        for package in pytest_packages():
+            yield package, f"{PYTEST}/{package.name}", "readonly"
+        yield self.directory / "tmp", "/tmp"
+        yield self.directory / "var", "/var/tmp"
+        yield self.directory / "workspace", WORKSPACE
+        yield (self.directory / "root", "/root") if user == ROOT else (self._nothing, "/root", "readonly")
+
+    async def close(self) -> None:
+        await asyncio.to_thread(shutil.rmtree, self.directory, ignore_errors=True)
+
+
+def _bind(source: Path | str, target: Path | str, *how: Path | str) -> str:
+    return ",".join(["type=bind", f"source={source}", f"destination={target}", *map(str, how)])

@@ -1,0 +1,140 @@
+"""A sample's place on the machine, and what each launcher must do for it."""
+
+import os
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from itertools import count
+from pathlib import Path
+from typing import Protocol
+
+from app.runner.reachable import is_root
+from app.runner.visible import PYTEST, python_folders
+from app.spec import SandboxLimits
+
+WORKSPACE = "/workspace"
+USER, ROOT = "agent", "root"
+UIDS = {USER: 1000, ROOT: 0}
+"""The sandbox's users. Both are one user outside and neither has capabilities: `root` can do no more than `agent`. It
+exists because Inspect's checkpoints want a `root` with a `/root` that the agent does not see."""
+
+OUTSIDE_UID = 65534
+"""Whom the sandbox belongs to outside when the service runs as root: root is exempt from the limit on processes, and
+whatever escapes should not be root. 65534 (nobody) exists in every user namespace."""
+
+DEFAULTS = SandboxLimits(
+    memory=2**31,  # numpy alone maps about 1 GiB
+    processes=256,  # a parallel build fits, a fork bomb does not
+    workspace=2**29,
+    tmp=2**28,
+    cpu=300,  # ends a busy loop in a call without a time-out; a test suite needs far less
+    output=10 * 2**20,  # Inspect's own limit for the output of a command
+)
+"""Every limit has a value. Ours, but for the last."""
+
+FILE_BYTES = 100 * 2**20
+"""A larger file could not be read back: Inspect's limit for read_file."""
+
+ETC = {
+    "passwd": f"root:x:0:0::/root:/bin/sh\n{USER}:x:1000:1000::{WORKSPACE}:/bin/sh\nnobody:x:65534:65534::/:\n",
+    "group": f"root:x:0:\n{USER}:x:1000:\nnogroup:x:65534:\n",
+    "hosts": "127.0.0.1 localhost sandbox\n",
+}
+
+# A process that enters itself (its pid stays through every exec) in the files named, then becomes the command.
+_ENTER = 'until [ "$1" = -- ]; do echo $$ > "$1" || exit 125; shift; done; shift; exec "$@"'
+
+
+class NoLauncher(Exception):
+    """A launcher does not work on this machine; the message says why."""
+
+
+class Place(Protocol):
+    """What a launcher has made for one sample."""
+
+    calls: Path
+    """A file for each call under way, with the pid of its first process."""
+
+    def command(self, user: str, env: Mapping[str, str], call: Path) -> list[str]:
+        """The command line to put before a command, to have it run inside as `user` with `env` and nothing else."""
+        ...
+
+    async def close(self) -> None:
+        """With everything that runs in it or lies in it."""
+        ...
+
+
+def make_directory() -> Path:
+    """A folder of the sample's: `etc` to read, `calls` for us. The sandbox may pass through it."""
+    directory = Path(tempfile.mkdtemp(prefix="proctor-sandbox-"))
+    directory.chmod(0o711)
+    (directory / "calls").mkdir(mode=0o700)
+    (directory / "etc").mkdir()
+    for name, content in ETC.items():
+        (directory / "etc" / name).write_text(content)
+        (directory / "etc" / name).chmod(0o644)
+    (directory / "etc").chmod(0o755)
+    return directory
+
+
+def make_own(folder: Path) -> Path:
+    """A folder that belongs to whoever the sandbox is outside."""
+    folder.mkdir(mode=0o700)
+    if is_root():
+        os.chown(folder, OUTSIDE_UID, OUTSIDE_UID)
+    return folder
+
+
+def become() -> list[str]:
+    """No longer root, and no environment: bubblewrap's own is readable as /proc/1/environ inside, and Inspect starts every
+    process with the service's environment."""
+    other = ["/usr/bin/setpriv", f"--reuid={OUTSIDE_UID}", f"--regid={OUTSIDE_UID}", "--clear-groups"]
+    return ["/usr/bin/env", "-i", *(other if is_root() else ())]
+
+
+def enter(files: list[str]) -> list[str]:
+    return ["/bin/sh", "-c", _ENTER, "enter", *files, "--"]
+
+
+def variables(user: str, env: Mapping[str, str]) -> dict[str, str]:
+    folders = [f"{folder}/bin" for folder in python_folders()]
+    own = {
+        "HOME": "/root" if user == ROOT else WORKSPACE,
+        "LANG": "C.UTF-8",
+        "PATH": ":".join([*folders, "/usr/local/bin:/usr/bin:/bin"]),
+        "PYTHONPATH": PYTEST,
+        "USER": user,
+    }
+    return own | dict(env)
+
+
+def rlimits(limits: SandboxLimits) -> list[str]:
+    """Set inside, for there the number of processes is counted for this call alone (per user namespace, Linux 5.14)."""
+    return [
+        "/usr/bin/prlimit",
+        f"--as={limits.memory}",
+        f"--cpu={limits.cpu}",
+        f"--fsize={FILE_BYTES}",
+        f"--nproc={limits.processes}",
+        "--nofile=1024",  # the usual soft limit, here for good
+        "--core=0",  # a core dump is of no use to anyone here
+    ]
+
+
+class Calls:
+    """Numbers a place's calls, and forgets each as it ends."""
+
+    def __init__(self, place: Place) -> None:
+        self._place = place
+        self._numbers = count(1)
+
+    def new(self) -> Path:
+        return self._place.calls / str(next(self._numbers))
+
+    @contextmanager
+    def one(self) -> Iterator[Path]:
+        call = self.new()
+        try:
+            yield call
+        finally:
+            call.unlink(missing_ok=True)

@@ -1,0 +1,102 @@
+"""Bounds in sum, where no control group can be made and no sized file system mounted: looks, and ends what is over.
+
+It is slower than the kernel: within one look a process can take what its own limits allow.
+"""
+
+import os
+import signal
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import anyio
+
+LOOK_EVERY = 0.1
+"""Seconds between two looks while something runs. Ours: a process that takes 2 GiB a second is ended 0.2 GiB late."""
+_KILOBYTE = 1024
+
+
+@dataclass
+class Watchdog:
+    """Watches the calls whose pids lie in `calls` (a file each). A bound of None is somebody else's to hold. `disks`:
+    folders and how many bytes of files each may hold. `ended`: the calls it has ended, and why."""
+
+    calls: Path
+    memory: int | None = None
+    processes: int | None = None
+    disks: dict[Path, int] = field(default_factory=dict)
+    ended: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def idle(self) -> bool:
+        return self.memory is None and self.processes is None and not self.disks
+
+    async def watch(self) -> None:
+        """Until it is cancelled."""
+        while True:
+            await anyio.sleep(LOOK_EVERY)
+            await anyio.to_thread.run_sync(self.look)
+
+    def look(self) -> None:
+        roots = dict(self._roots())
+        if not roots:
+            return
+        pids = [pid for root in roots.values() for pid in tree(root)]
+        if reason := self._over(pids):
+            for call, pid in roots.items():
+                self.ended[call] = reason
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+
+    def _over(self, pids: list[int]) -> str | None:
+        if self.processes is not None and len(pids) > self.processes:
+            return f"it had more than {self.processes} processes"
+        if self.memory is not None and sum(map(memory_of, pids)) > self.memory:
+            return f"its processes used more than {self.memory >> 20} MiB of memory together"
+        for folder, most in self.disks.items():
+            if size_of(folder) > most:
+                return f"its files in /{folder.name} were larger than {most >> 20} MiB together"
+        return None
+
+    def _roots(self) -> Iterator[tuple[str, int]]:
+        for file in self.calls.iterdir():
+            with suppress(OSError, ValueError):
+                yield file.name, int(file.read_text())
+
+
+def tree(root: int) -> list[int]:
+    """A process and all that descend from it; those that end meanwhile are left out."""
+    found, queue = [], [root]
+    while queue:
+        pid = queue.pop()
+        found.append(pid)
+        with suppress(OSError):
+            for thread in os.listdir(f"/proc/{pid}/task"):
+                with suppress(OSError):
+                    queue += map(int, Path(f"/proc/{pid}/task/{thread}/children").read_text().split())
+    return found
+
+
+def memory_of(pid: int) -> int:
+    """Bytes: the share of a process in what it uses, where the kernel tells; else all of it."""
+    with suppress(OSError):
+        return _kilobytes(f"/proc/{pid}/smaps_rollup", ("Pss_Anon:", "Pss_Shmem:")) * _KILOBYTE
+    with suppress(OSError):
+        return _kilobytes(f"/proc/{pid}/status", ("RssAnon:", "RssShmem:")) * _KILOBYTE
+    return 0
+
+
+def _kilobytes(file: str, names: tuple[str, ...]) -> int:
+    lines = (line.split() for line in Path(file).read_text().splitlines())
+    return sum(int(words[1]) for words in lines if words and words[0] in names)
+
+
+def size_of(folder: Path) -> int:
+    """Bytes on disk of what is in a folder; links are not followed, and what cannot be read is not counted."""
+    total = 0
+    for where, _, files in os.walk(folder):
+        for name in files:
+            with suppress(OSError):
+                total += os.lstat(os.path.join(where, name)).st_blocks * 512  # POSIX: st_blocks is in units of 512
+    return total
