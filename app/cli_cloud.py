@@ -53,7 +53,7 @@ def setup(
 
     It writes deploy.env, which `proctor deploy` and `proctor release` read; with --apply only.
     """
-    from app.cloud import gcloud, place, service
+    from app.cloud import budget, gcloud, place, service
     from app.cloud.plan import PLACEHOLDER, plan
     from app.cloud.steps import shell, take
 
@@ -70,7 +70,9 @@ def setup(
         network=network,
         subnet=subnet,
     )
-    steps = plan(where, service.load(SERVICE_FILE, where, PLACEHOLDER), tuple(queues or (place.QUEUE,)))
+    described = service.load(SERVICE_FILE, where, PLACEHOLDER)
+    budget.check(described)
+    steps = plan(where, described, tuple(queues or (place.QUEUE,)))
     if not apply:
         print("\n".join(shell(steps)))
         return
@@ -131,12 +133,14 @@ def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print the findi
 
     from app.cloud.doctor import Finding, examine
     from app.settings import load
+    from app.telemetry import configure_logging
 
     try:
         settings = load()
     except SettingsError as error:
         findings = [Finding("settings", False, str(error), "set it in service.yaml, and deploy that")]
     else:
+        configure_logging(settings)  # to stderr: stdout is the findings'
         findings = [Finding("settings", True, "all known and valid"), *asyncio.run(examine(settings))]
     if as_json:
         print(json.dumps([asdict(finding) for finding in findings], indent=2))

@@ -6,6 +6,7 @@ Sources: DESIGN's "Scale" and "The clock of one push"; `make bench` for the memo
 from collections.abc import Iterator
 
 from app.cloud.service import Service
+from app.errors import ProctorError
 from app.settings import PREFIX, Settings
 
 MIB = 2**20
@@ -15,9 +16,6 @@ PARENT = (113 + 40) * MIB
 
 CHILD = 32 * MIB
 """Bytes of one child, shared pages counted in part. Measured by `make bench`."""
-
-WORKSPACE = 1000 * MIB
-"""Bytes that an agent's own code and files may take, at most, for one push: files are memory on Cloud Run. Ours."""
 
 API_SLOTS = 1
 """Requests of each instance that the queue leaves to people and the sweeper. Ours."""
@@ -29,6 +27,18 @@ CONNECTIONS = 1000
 def concurrent_dispatches(service: Service) -> int:
     """The queue's: as many pushes as all instances take, less what the API needs."""
     return service.max_instances * (service.concurrency - API_SLOTS)
+
+
+class DoesNotFit(ProctorError):
+    """The message names each number."""
+
+    title = "Does not fit"
+
+
+def check(service: Service) -> None:
+    """Raises `DoesNotFit`."""
+    if found := list(problems(service, concurrent_dispatches(service))):
+        raise DoesNotFit(f"service.yaml: {' '.join(found)}")
 
 
 def problems(service: Service, dispatches: int) -> Iterator[str]:
@@ -44,10 +54,11 @@ def problems(service: Service, dispatches: int) -> Iterator[str]:
         yield f"The queue dispatches {dispatches} at once, the instances take {pushes}: the rest would be answered 429."
     if (needed := 2 * service.max_instances * connections) > CONNECTIONS:
         yield f"Two revisions' instances want {needed} connections, AlloyDB grants {CONNECTIONS}: lower maxScale."
-    if (memory := PARENT + service.concurrency * (CHILD + WORKSPACE)) > service.memory:
+    files = _number(service, "sandbox_workspace") + _number(service, "sandbox_tmp")
+    if (memory := PARENT + service.concurrency * (CHILD + files)) > service.memory:
         yield (
-            f"{service.concurrency} pushes want {memory // MIB} MiB, an instance has {service.memory // MIB} MiB: raise"
-            " resources.limits.memory, or lower containerConcurrency."
+            f"{service.concurrency} pushes and their files want {memory // MIB} MiB, an instance has"
+            f" {service.memory // MIB} MiB: raise resources.limits.memory, or lower PROCTOR_SANDBOX_WORKSPACE."
         )
 
 

@@ -1,28 +1,20 @@
-"""What an evaluation would find on this machine, asked in a child: only there is Inspect loaded, and none of our settings.
+"""Which restic an evaluation would find on this machine, asked in a child: only there is Inspect loaded, and none of our
+settings are.
 
-python -m app.cloud.child    prints the answers as JSON
+    python -m app.cloud.child    prints its path, or nothing
 """
 
-import json
 import subprocess
 import sys
-from dataclasses import asdict, dataclass
 
 from app.settings import children_environment
 
 PATIENCE = 50
-"""Seconds for the child. Ours: loading Inspect takes some, and the sandbox's probe has 30."""
+"""Seconds for the child. Ours: loading Inspect takes some."""
 
 
-@dataclass(frozen=True)
-class Machine:
-    """`sandbox`: why it does not work; None if it does. `restic`: where it is."""
-
-    sandbox: str | None
-    restic: str | None
-
-
-def look_in_a_child() -> Machine:
+def find_restic() -> str | None:
+    """None: there is none that Inspect's checkpoints can use. Raises `RuntimeError` when no child can start at all."""
     try:
         ended = subprocess.run(
             [sys.executable, "-m", "app.cloud.child"],
@@ -32,24 +24,20 @@ def look_in_a_child() -> Machine:
             check=False,
             timeout=PATIENCE,
         )
-        return Machine(**json.loads(ended.stdout.splitlines()[-1]))
-    except subprocess.TimeoutExpired:
-        return Machine(f"a child did not answer in {PATIENCE} s", None)
-    except (IndexError, ValueError, TypeError):
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise RuntimeError(f"a child cannot start: {error}") from error
+    if ended.returncode != 0:
         said = (ended.stderr.strip() or f"exit code {ended.returncode}").splitlines()[-1]
-        return Machine(f"a child cannot start: {said}", None)
+        raise RuntimeError(f"a child cannot start: {said}")
+    return ended.stdout.strip() or None
 
 
-def look() -> Machine:
+def main() -> None:
     """In the child itself."""
-    import anyio
+    from app.runner import checkpoint
 
-    from app.runner.checkpoint import find_restic
-    from app.runner.sandbox import probe
-
-    restic = find_restic()
-    return Machine(sandbox=anyio.run(probe), restic=str(restic) if restic else None)
+    print(checkpoint.find_restic() or "")
 
 
 if __name__ == "__main__":
-    print(json.dumps(asdict(look())))
+    main()

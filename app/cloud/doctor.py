@@ -7,7 +7,6 @@ command is executed in the sandbox.
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
-from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from datetime import datetime
 from urllib.parse import urlsplit
@@ -18,13 +17,15 @@ from google.auth.exceptions import GoogleAuthError
 from sqlalchemy import text
 
 from app.cloud import queues
-from app.cloud.child import look_in_a_child
+from app.cloud.child import find_restic
 from app.cloud.identity import account
-from app.cloud.queue_settings import QueueState, look_at
+from app.cloud.queue_settings import QueueState, Unseen, look_at
 from app.database import preflight
 from app.database.engine import open_engine
 from app.database.session import Database
 from app.errors import DatabaseUnavailable
+from app.runner.launchers import choose
+from app.runner.messages import Containment
 from app.settings import Settings
 
 CLOCK = 5
@@ -52,18 +53,16 @@ Clock = Callable[[], float]
 
 async def examine(settings: Settings, clock: Clock = time.time) -> list[Finding]:
     """All checks, side by side. `clock`: seconds since 1970, as this machine has it."""
-    async with AsyncExitStack() as stack:
-        engine = await stack.enter_async_context(open_engine(settings))
-        database = Database(engine, settings)
-        checks: dict[str, Awaitable[list[Finding]]] = {
-            "database": check_database(settings, database, clock),
-            "queue": check_queue(settings),
-            "artifacts": check_artifacts(settings),
-            "worker": check_worker(),
-            "pushes": check_pushes(settings),
-            "identity": check_identity(settings),
-        }
-        found = await asyncio.gather(*(_bounded(name, check) for name, check in checks.items()))
+    checks: dict[str, Awaitable[list[Finding]]] = {
+        "database": check_database(settings, clock),
+        "queue": check_queue(settings),
+        "artifacts": check_artifacts(settings),
+        "sandbox": check_sandbox(settings),
+        "restic": check_restic(),
+        "pushes": check_pushes(settings),
+        "identity": check_identity(settings),
+    }
+    found = await asyncio.gather(*(_bounded(name, check) for name, check in checks.items()))
     return [finding for findings in found for finding in findings]
 
 
@@ -78,18 +77,23 @@ async def _bounded(name: str, check: Awaitable[list[Finding]]) -> list[Finding]:
 # The database ---------------------------------------------------------------------------------------------------------
 
 
-async def check_database(settings: Settings, database: Database, clock: Clock) -> list[Finding]:
+async def check_database(settings: Settings, clock: Clock = time.time) -> list[Finding]:
     """Reachable, its clock, its schema, its connections: later ones only if it answers."""
-    migrate = "gcloud run jobs execute proctor-migrate --wait; elsewhere: proctor migrate"
-    before = clock()
     try:
-        ((now,),) = await database.run(_NOW, patience=0)
+        async with open_engine(settings) as engine:
+            return await _ask_database(settings, Database(engine, settings), clock)
     except DatabaseUnavailable as error:
         return [Finding("database", False, str(error), _mend_database(settings))]
+
+
+async def _ask_database(settings: Settings, database: Database, clock: Clock) -> list[Finding]:
+    before = clock()
+    ((now,),) = await database.run(_NOW, patience=0)
     findings = [Finding("database", True, settings.database), _clock(now, before, clock())]
     try:
         seen = await preflight.look(database)
     except DatabaseUnavailable as error:
+        migrate = "gcloud run jobs execute proctor-migrate --wait; elsewhere: proctor migrate"
         return [*findings, Finding("schema", False, str(error), migrate)]
     return [*findings, Finding("schema", True, f"revision {seen.revision}"), _connections(settings, seen.connections)]
 
@@ -130,14 +134,30 @@ async def check_queue(settings: Settings) -> list[Finding]:
     fits = max(1, settings.max_instances * (settings.connections - 1))
     wanted = " ".join(queues.settings_of(fits))
     seen = await look_at(settings)
-    if isinstance(seen, str):
-        return [Finding("queue", False, seen, f"gcloud tasks queues create {where} {wanted}")]
+    if isinstance(seen, Unseen):
+        return [Finding("queue", False, seen.says, _mend_queue(settings, seen, where, wanted))]
     findings = []
     if seen.state != "RUNNING":
         findings.append(Finding("queue", False, f"it is {seen.state.lower()}", f"gcloud tasks queues resume {where}"))
     if wrong := list(_wrong(seen, pushes)):
         findings.append(Finding("queue", False, "; ".join(wrong), f"gcloud tasks queues update {where} {wanted}"))
     return findings or [Finding("queue", True, f"{name} runs, {seen.concurrent_dispatches} pushes at once")]
+
+
+def _mend_queue(settings: Settings, seen: Unseen, where: str, wanted: str) -> str:
+    match seen.why:
+        case "missing":
+            return f"gcloud tasks queues create {where} {wanted}"
+        case "forbidden":
+            viewer = f"--member=serviceAccount:{_worker(settings)} --role=roles/cloudtasks.viewer"
+            return f"gcloud tasks queues add-iam-policy-binding {where} {viewer}"
+        case "no answer":
+            return "look at the credentials, the network and PROCTOR_QUEUE_ENDPOINT"
+
+
+def _worker(settings: Settings) -> str:
+    """The service's account, as the database knows it."""
+    return f"{settings.alloydb_user or 'proctor-worker@PROJECT.iam'}.gserviceaccount.com"
 
 
 def _wrong(seen: QueueState, pushes: int) -> list[str]:
@@ -183,26 +203,32 @@ def _mend_artifacts(settings: Settings) -> str:
     scheme, _, path = settings.artifacts.partition("://")
     if scheme != "gs":
         return f"let the service's user write to {path}"
-    member = "--member=serviceAccount:" + (settings.alloydb_user or "WORKER") + ".gserviceaccount.com"
-    bucket = path.partition("/")[0]
-    return f"gcloud storage buckets add-iam-policy-binding gs://{bucket} {member} --role=roles/storage.objectUser"
+    user = f"--member=serviceAccount:{_worker(settings)} --role=roles/storage.objectUser"
+    return f"gcloud storage buckets add-iam-policy-binding gs://{path.partition('/')[0]} {user}"
 
 
 # What a worker needs on its machine -----------------------------------------------------------------------------------
 
 
-async def check_worker() -> list[Finding]:
-    """In a child, as evaluations are: this process must not load Inspect."""
-    seen = await asyncio.to_thread(look_in_a_child)
-    sandbox = Finding("sandbox", True, "a command has run in it")
-    if seen.sandbox is not None:
-        mend = "deploy service.yaml (`sandboxLauncher: true`), or give the container bubblewrap and user namespaces"
-        sandbox = Finding("sandbox", False, seen.sandbox, mend)
-    restic = Finding("restic", True, f"{seen.restic}")
-    if seen.restic is None:
-        says = "there is none that checkpoints can use: interrupted samples begin again"
-        restic = Finding("restic", False, says, "apt-get install restic (0.18 or newer: Debian 13 has it)")
-    return [sandbox, restic]
+async def check_sandbox(settings: Settings) -> list[Finding]:
+    """By the probe that a worker makes. In a Cloud Run job there is no launcher of the platform's: only bubblewrap counts."""
+    hidden = (str(settings.scratch),)
+    found = await choose(settings.sandbox_launchers, Containment(limits=settings.sandbox_limits, hidden=hidden))
+    if found.launcher is not None:
+        return [Finding("sandbox", True, f"{found.launcher} has passed its probe")]
+    mend = "deploy service.yaml (`sandboxLauncher: true`), or give the container bubblewrap and user namespaces"
+    return [Finding("sandbox", False, found.refusal, mend)]
+
+
+async def check_restic() -> list[Finding]:
+    try:
+        found = await asyncio.to_thread(find_restic)
+    except RuntimeError as error:
+        return [Finding("restic", False, str(error), "deploy an image whose evaluations can run: `make test`")]
+    if found is not None:
+        return [Finding("restic", True, found)]
+    says = "there is none that checkpoints can use: interrupted samples begin again"
+    return [Finding("restic", False, says, "apt-get install restic (0.18 or newer: Debian 13 has it)")]
 
 
 # Pushes and their tokens ----------------------------------------------------------------------------------------------

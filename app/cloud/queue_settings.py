@@ -1,7 +1,7 @@
 """How the queue is set, as it says itself."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import grpc
 from google.api_core.exceptions import Forbidden, GoogleAPICallError, NotFound, RetryError
@@ -28,16 +28,23 @@ class QueueState:
     max_doublings: int
 
 
-async def look_at(settings: Settings) -> QueueState | str:
-    """The queue; or in words why it cannot be seen."""
+@dataclass(frozen=True)
+class Unseen:
+    """`says`: why, in words."""
+
+    why: Literal["missing", "forbidden", "no answer"]
+    says: str
+
+
+async def look_at(settings: Settings) -> QueueState | Unseen:
     try:
         return await _ask(settings)
     except NotFound:
-        return f"there is no {settings.queue}"
+        return Unseen("missing", f"there is no {settings.queue}")
     except Forbidden as error:
-        return f"the service may not look at it (it needs roles/cloudtasks.viewer): {error.message}"
+        return Unseen("forbidden", f"the service may not look at it: {error.message}")
     except (GoogleAPICallError, RetryError, GoogleAuthError) as error:
-        return f"Cloud Tasks does not answer: {error}".splitlines()[0]
+        return Unseen("no answer", f"Cloud Tasks does not answer: {error}".splitlines()[0])
 
 
 async def _ask(settings: Settings) -> QueueState:

@@ -66,6 +66,7 @@ class Release:
         gcloud.run(flags.deploy(described, self.place.region, self.place.project))
         gcloud.run(["run", "services", "update-traffic", SERVICE, "--to-latest", *self._where])
         self.say(f"{self.place.service_url} serves {described.container['image']}")
+        self.say(f"no flag says {', '.join(name.rpartition('.')[2] for name in flags.NO_FLAG)}: `proctor release` does")
 
     def roll_out(self, suffix: str) -> None:
         """The new revision is `proctor-<suffix>`. Raises `ReleaseFailed`; what served before serves again then."""
@@ -108,10 +109,9 @@ class Release:
         return f"Rolled back, {_share(before)}."
 
     def _load(self, image: str) -> Service:
-        """Raises `ReleaseFailed` for a service.yaml whose numbers do not fit."""
+        """Raises `DoesNotFit` for a service.yaml whose numbers do not."""
         described = service.load(self.file, self.place, image)
-        if problems := list(budget.problems(described, budget.concurrent_dispatches(described))):
-            raise ReleaseFailed(f"{self.file}: {' '.join(problems)}")
+        budget.check(described)
         return described
 
     def _digest(self) -> str:

@@ -2,16 +2,18 @@
 
 import asyncio
 import json
+import logging
 import os
 import sys
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import asyncpg
 import grpc
 import pytest
+import structlog
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
 from google.cloud import tasks_v2
@@ -23,8 +25,6 @@ from typer.testing import CliRunner
 from app.cli import app
 from app.cloud import doctor
 from app.cloud.doctor import Finding, examine
-from app.database.engine import open_engine
-from app.database.session import Database
 from app.local.cloud_tasks import CloudTasksEmulator
 from app.local.stack import create_queue
 from app.settings import Settings, load
@@ -62,9 +62,7 @@ async def _tell(settings: Settings, call: Callable[[tasks_v2.CloudTasksAsyncClie
 
 
 async def _database(settings: Settings, clock: doctor.Clock = time.time) -> dict[str, Finding]:
-    async with open_engine(settings) as engine:
-        found = await doctor.check_database(settings, Database(engine, settings), clock)
-    return {finding.check: finding for finding in found}
+    return {finding.check: finding for finding in await doctor.check_database(settings, clock)}
 
 
 async def test_a_whole_deployment_has_nothing_wrong(whole: Settings) -> None:
@@ -166,6 +164,7 @@ async def test_a_paused_queue_is_told(whole: Settings) -> None:
 async def test_a_queue_that_does_not_answer_is_told(whole: Settings) -> None:
     (finding,) = await doctor.check_queue(whole.model_copy(update={"queue_endpoint": "127.0.0.1:1"}))
     assert finding.says.startswith("Cloud Tasks does not answer: ")
+    assert "PROCTOR_QUEUE_ENDPOINT" in (finding.mend or "")
 
 
 # The artifacts --------------------------------------------------------------------------------------------------------
@@ -271,7 +270,18 @@ def poor_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "executable", str(python))
 
 
-@pytest.mark.usefixtures("poor_machine")
+@pytest.fixture
+def own_logging() -> Iterator[None]:
+    """What the command configures for its process is not for the rest of this one."""
+    root, configured = logging.getLogger(), structlog.get_config()
+    handlers, level = root.handlers, root.level
+    yield
+    root.handlers = handlers
+    root.setLevel(level)
+    structlog.configure(**configured)
+
+
+@pytest.mark.usefixtures("poor_machine", "own_logging")
 async def test_the_command_ends_with_1_and_shows_what_mends(whole: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     """A paused queue, no sandbox and no restic."""
     assert whole.database_url is not None

@@ -16,6 +16,7 @@ from google.cloud import tasks_v2
 from google.cloud.tasks_v2.services.cloud_tasks.transports import CloudTasksGrpcAsyncIOTransport
 
 from app.cloud import flags
+from app.cloud.budget import DoesNotFit
 from app.cloud.gcloud import GcloudFailed
 from app.cloud.place import Place
 from app.cloud.release import Release, ReleaseFailed
@@ -182,7 +183,7 @@ def test_numbers_that_do_not_fit_are_not_deployed(gcloud: Gcloud, here: Here, tm
     file.write_text((ROOT / "service.yaml").read_text().replace("timeoutSeconds: 1860", "timeoutSeconds: 1800"))
     release = Release(here, IMAGE, lambda _: None, file=file)
     for act in (partial(release.roll_out, "2"), release.deploy):
-        with pytest.raises(ReleaseFailed, match="timeoutSeconds is 1800: it must be above the dispatch deadline"):
+        with pytest.raises(DoesNotFit, match="timeoutSeconds is 1800: it must be above the dispatch deadline"):
             act()
     assert gcloud.calls == []
 

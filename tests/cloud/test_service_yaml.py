@@ -19,10 +19,12 @@ from tests.cloud.run_schema import annotations, problems
 
 TEXT = (ROOT / "service.yaml").read_text()
 
-AWAITED = {"AUTH", "CALLERS", "PUSH_CALLERS", "ALLOWED_TASKS", "ALLOWED_MODELS", "ALLOWED_SANDBOXES", "TELEMETRY"} | {
-    "AUDIENCES",
-    "OIDC_CERTS_URL",
+AWAITED = {"AUTH", "CALLERS", "PUSH_CALLERS", "ALLOWED_TASKS", "ALLOWED_MODELS", "AUDIENCES", "OIDC_CERTS_URL"} | {
     "CLOUD_RUN_SERVICE",
+    "IMAGE",
+    "KEEP_CHECKPOINTS",
+    "KEEP_TRANSCRIPTS",
+    "TELEMETRY",
 }
 """Settings that service.yaml names before there are such; to be emptied as they come."""
 
@@ -145,6 +147,7 @@ UNFIT: dict[str, Callable[[dict[str, Any]], Any]] = {
         _template(d)["metadata"]["annotations"].update({service.MAX_SCALE: "34"}),
         _set("MAX_INSTANCES", "34")(d),
     ),
+    "SANDBOX_WORKSPACE": _set("SANDBOX_WORKSPACE", str(2**30)),
     "memory": lambda d: _container(d)["resources"]["limits"].update(memory="8Gi"),
 }
 
