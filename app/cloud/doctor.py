@@ -251,7 +251,17 @@ async def check_pushes(settings: Settings) -> list[Finding]:
         says = f"the tokens' audience is {audience}, the service's address {settings.service_url}"
         mend = f"gcloud run services update proctor --add-custom-audiences={audience}, or unset PROCTOR_QUEUE_AUDIENCE"
         findings.append(Finding("pushes", False, says, mend))
+    findings += _callers(settings)
     return findings or [Finding("pushes", True, f"as {settings.queue_service_account}, for {audience}")]
+
+
+def _callers(settings: Settings) -> list[Finding]:
+    if getattr(settings, "auth", None) == "none":
+        says = "PROCTOR_AUTH is none: whoever reaches the service may do everything"
+        return [Finding("pushes", False, says, "set PROCTOR_AUTH to iam")]
+    if not getattr(settings, "callers", True):
+        return [Finding("pushes", False, "PROCTOR_CALLERS is empty: nobody may use the API", "name them in deploy.env")]
+    return []
 
 
 async def check_identity(settings: Settings) -> list[Finding]:

@@ -169,8 +169,14 @@ def _service(place: Place) -> Iterator[Step]:
         ],
         check=["run", "services", "list", f"--filter=metadata.name={SERVICE}", "--format=value(metadata.name)", *where],
     )
-    for account in (place.invoker, place.builder):
-        yield _binding(f"service {SERVICE}", ["run", "services"], SERVICE, account, "roles/run.invoker", *where)
+    invokers = [
+        f"serviceAccount:{place.invoker}",
+        f"serviceAccount:{place.builder}",
+        *map(_member, place.callers.split(",")),
+    ]
+    for member in invokers:
+        bind = ["run", "services", "add-iam-policy-binding", SERVICE, f"--member={member}", "--role=roles/run.invoker"]
+        yield Step(f"{member.partition(':')[2]}: roles/run.invoker on service {SERVICE}", [*bind, *where])
 
 
 def _sweeper(place: Place) -> Iterator[Step]:
@@ -186,6 +192,13 @@ def _sweeper(place: Place) -> Iterator[Step]:
         check=[*jobs, "describe", SWEEPER, "--format=value(name)", *where],
         update=[*jobs, "update", "http", SWEEPER, *settings, *where],
     )
+
+
+def _member(caller: str) -> str:
+    """An entry of PROCTOR_CALLERS, as IAM names it."""
+    if caller.startswith("@"):
+        return f"domain:{caller[1:]}"
+    return f"serviceAccount:{caller}" if caller.endswith(".gserviceaccount.com") else f"user:{caller}"
 
 
 def _acts_as(place: Place, account: str, *, on: str) -> Step:

@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import asyncpg
 import grpc
@@ -206,6 +206,31 @@ async def test_a_push_that_would_be_refused_is_told(change: dict[str, Any], says
     assert [f.ok for f in await doctor.check_pushes(whole.model_copy(update=right))] == [True]
     (finding,) = await doctor.check_pushes(whole.model_copy(update=right | change))
     assert (finding.ok, says in finding.says) == (False, True)
+
+
+class Asking(Settings):
+    """Settings that say who may call, whatever their own defaults are."""
+
+    auth: Literal["iam", "oidc", "none"] = "iam"
+    callers: tuple[str, ...] = ()
+
+
+@pytest.mark.parametrize(
+    ("auth", "callers", "says"),
+    [
+        ("none", ("@example.com",), "may do everything"),
+        ("iam", (), "nobody may use the API"),
+        ("iam", ("@a.com",), None),
+    ],
+)
+async def test_a_door_that_is_open_or_walled_up_is_told(
+    auth: Literal["iam", "none"], callers: tuple[str, ...], says: str | None, whole: Settings
+) -> None:
+    told = {"service_url": ADDRESS, "queue_service_account": "q@p.iam.gserviceaccount.com", "auth": auth}
+    asking = Asking(database_url=whole.database_url).model_copy(update={**told, "callers": callers})
+    (finding,) = await doctor.check_pushes(asking)
+    assert finding.ok == (says is None)
+    assert says is None or says in finding.says
 
 
 @pytest.fixture
