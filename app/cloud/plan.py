@@ -139,9 +139,20 @@ def _database(place: Place) -> Iterator[Step | Remark]:
         check=[*users, "list", f"--filter=name~/{place.database_user}$", "--format=value(name)", *where],
     )
     yield Remark(
-        "As the database's superuser (AlloyDB Studio, psql), once; the instance needs the flag"
-        " alloydb.iam_authentication=on",
-        (f'CREATE DATABASE proctor OWNER "{place.database_user}";',),
+        "Once, as the database's superuser (AlloyDB Studio, or psql)", database_statements(place.database_user)
+    )
+    yield Remark(
+        "Once, on the instance, beside the flags that it has",
+        (f"gcloud alloydb instances update {place.alloydb_instance} --database-flags=alloydb.iam_authentication=on …",),
+    )
+
+
+def database_statements(user: str) -> tuple[str, str, str]:
+    """SQL; the last one in the new database. The user makes the tables and so owns them: more it does not need."""
+    return (
+        "CREATE DATABASE proctor;",
+        f'GRANT CONNECT, CREATE, TEMPORARY ON DATABASE proctor TO "{user}";',
+        f'GRANT USAGE, CREATE ON SCHEMA public TO "{user}";  -- in the database proctor',
     )
 
 

@@ -5,18 +5,24 @@ import re
 import subprocess
 from importlib import resources
 from pathlib import Path
+from urllib.parse import quote
+from uuid import uuid4
 
+import asyncpg
 import pytest
 
+from app import settings
 from app.cloud import budget, gcloud, queues
 from app.cloud.gcloud import GcloudFailed
 from app.cloud.place import Place, PlaceError, load, save
-from app.cloud.plan import plan
+from app.cloud.plan import database_statements, plan
 from app.cloud.service import Service
 from app.cloud.steps import Remark, Step, shell, take
+from app.database.migrate import migrate_async, newest_revision
 from tests.cloud import discovery
 from tests.cloud.conftest import Gcloud
 from tests.cloud.real_gcloud import refused
+from tests.conftest import of_database
 
 ACCOUNTS = "serviceAccount:{}@my-project.iam.gserviceaccount.com"
 
@@ -128,6 +134,28 @@ def test_no_secrets_value_is_on_a_command_line(steps: list[Step | Remark]) -> No
     secrets = [argv for argv in _commands(steps) if argv[0] == "secrets"]
     assert {argv[1] for argv in secrets} == {"create", "describe", "add-iam-policy-binding"}
     assert not any("--data-file" in word or "--password" in word for argv in _commands(steps) for word in argv)
+
+
+async def test_what_the_superuser_is_told_to_say_lets_the_worker_migrate(place: Place, postgres: str) -> None:
+    """The worker's own user has a password here, in place of IAM, and the database another name."""
+    database, user = f"cloud_{uuid4().hex}", place.database_user
+    making, granting, inside = (line.replace("proctor;", f"{database};") for line in database_statements(user))
+    granting = granting.replace("DATABASE proctor", f"DATABASE {database}")
+    await _say(postgres, f"CREATE USER \"{user}\" PASSWORD 'x'", making, granting)
+    await _say(of_database(postgres, database), inside)
+    server = postgres.rpartition("@")[2].rpartition("/")[0]
+    before, after = await migrate_async(settings.load(database_url=f"postgresql://{quote(user)}:x@{server}/{database}"))
+    assert (before, after) == ("", newest_revision())
+    await _say(postgres, f"DROP DATABASE {database}", f'DROP USER "{user}"')
+
+
+async def _say(url: str, *statements: str) -> None:
+    connection = await asyncpg.connect(url)
+    try:
+        for statement in statements:
+            await connection.execute(statement)
+    finally:
+        await connection.close()
 
 
 def test_the_queue_keeps_delivering(steps: list[Step | Remark], described: Service) -> None:

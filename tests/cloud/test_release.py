@@ -24,6 +24,7 @@ from app.cloud.service import Service
 from app.local.stack import Stack
 from tests.cloud.conftest import IMAGE, ROOT, Gcloud
 from tests.cloud.real_gcloud import refused
+from tests.cloud.run_schema import problems
 
 WHERE = "--region=us-central1 --project=my-project"
 TOKEN = (
@@ -95,6 +96,7 @@ async def test_a_release_is_proved_by_an_evaluation_through_the_queue(
     assert replace.argv[:3] == ["run", "services", "replace"]
     assert gcloud.said == [LIST, " ".join(replace.argv), DESCRIBE, token, TO_NEW, token]
     (text,) = replace.files.values()
+    assert problems(yaml.safe_load(text)) == []
     spec = yaml.safe_load(text)["spec"]
     assert spec["template"]["metadata"]["name"] == "proctor-2"
     assert spec["template"]["spec"]["containers"][0]["image"] == IMAGE

@@ -15,6 +15,7 @@ from app.cloud.place import Place
 from app.cloud.service import Service, TemplateError
 from app.settings import PREFIX, Settings
 from tests.cloud.conftest import IMAGE, ROOT
+from tests.cloud.real_gcloud import unread
 from tests.cloud.run_schema import annotations, problems
 
 TEXT = (ROOT / "service.yaml").read_text()
@@ -33,6 +34,15 @@ KNOWN = {PREFIX + name.upper() for name in Settings.model_fields}
 
 def test_cloud_run_takes_the_file(described: Service) -> None:
     assert problems(described.document) == []
+
+
+def test_gcloud_reads_the_file(described: Service, tmp_path: Path) -> None:
+    """All but the sandbox launcher, which a gcloud from before July 2026 does not know."""
+    mistaken = copy.deepcopy(described.document)
+    _template(mistaken)["spec"]["containerConcurency"] = 15
+    unknown, caught = unread([described.document, mistaken], tmp_path)
+    assert [path for path in unknown if not path.endswith(".sandboxLauncher")] == []
+    assert any(path.endswith("containerConcurency") for path in caught)
 
 
 def _template(document: dict[str, Any]) -> Any:
