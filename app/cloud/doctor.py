@@ -72,6 +72,9 @@ async def _bounded(name: str, check: Awaitable[list[Finding]]) -> list[Finding]:
             return await check
     except TimeoutError:
         return [Finding(name, False, f"no answer in {PATIENCE} s", "look whether the network lets it through")]
+    except Exception as error:  # one that nobody expects must not hide what the other checks found
+        says = f"{type(error).__name__}: {error}".splitlines()[0]
+        return [Finding(name, False, f"the check itself failed: {says}", "report it, with `proctor doctor --json`")]
 
 
 # The database ---------------------------------------------------------------------------------------------------------
