@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
 
-.PHONY: setup demo test image-test check lint bench drill lock clean
+.PHONY: setup demo test image-test check lint bench drill deploy lock clean
 
 setup: $(STAMP)
 
@@ -49,6 +49,10 @@ bench: setup
 
 drill: setup
 	$(BIN)/python -m tests.drills chaos --seconds 600
+
+# By `gcloud run deploy`, with flags that say what service.yaml says; deploy.env says where to. IMAGE: which, else the newest.
+deploy: setup
+	@$(BIN)/proctor deploy $(IMAGE)
 
 # Addresses stay out of the lock: it must install from whatever index a machine uses.
 lock: setup

@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 
 import typer
 
+from app.cli_cloud import cloud
 from app.cli_service import service
 from app.errors import DatabaseRefused, DatabaseUnavailable, ProctorError
 
@@ -345,6 +346,7 @@ def _print_json(document: "Json") -> None:
 
 
 app.add_typer(service)
+app.add_typer(cloud)
 
 
 if __name__ == "__main__":
