@@ -107,5 +107,6 @@ async def first_look(services: Services) -> None:
     except DatabaseUnavailable as error:
         log.warning("the database is not there yet", database=settings.database, reason=str(error))
     else:
+        preflight.tell_revision(found)
         preflight.tell_budget(settings, found)
     log.info("serving", worker=settings.worker, revision=settings.revision)
