@@ -19,6 +19,7 @@ from app.inline import Inline
 from app.leases import Leases
 from app.ledger import Ledger, SweepTimes
 from app.queue import open_queue
+from app.retention import Retention
 from app.runner.supervisor import Supervisor
 from app.saved import Saved
 from app.scratch import Scratch
@@ -88,6 +89,9 @@ async def open_services(settings: Settings) -> AsyncIterator[Services]:
             submissions=submissions,
             reader=reader,
             inline=Inline(executor, submissions, reader),
+            retention=Retention(
+                ledger, artifacts, executor.saved, settings.keep_transcripts, settings.keep_checkpoints
+            ),
         )
 
 

@@ -5,10 +5,11 @@ of the oldest code that its tables still serve.
 """
 
 import asyncio
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from alembic import context
-from alembic.runtime.migration import MigrationContext
+from alembic.runtime.migration import MigrationContext, MigrationInfo
 from sqlalchemy import Connection, event
 
 from app.database.engine import open_engine
@@ -37,7 +38,7 @@ def be_brief(connection: Connection) -> None:
             connection.exec_driver_sql(f"SET LOCAL {name} = '{seconds}s'")
 
 
-def leave_word(*, ctx: MigrationContext, heads: set[str], **_: Any) -> None:
+def leave_word(ctx: MigrationContext, step: MigrationInfo, heads: Collection[Any], run_args: Mapping[str, Any]) -> None:
     words = "NULL"
     for head in heads:
         (script,) = context.script.get_revisions(head)

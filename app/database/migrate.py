@@ -127,7 +127,9 @@ async def _alone(connection: AsyncConnection, patience: float) -> AsyncIterator[
         return bool(await connection.scalar(text("SELECT pg_try_advisory_lock(:lock)"), {"lock": LOCK}))
 
     if not await retrying(take):
-        raise DatabaseUnavailable(f"Another migration has been running for {patience:.0f} s: try again when it is over.")
+        raise DatabaseUnavailable(
+            f"Another migration has been running for {patience:.0f} s: try again when it is over."
+        )
     try:
         yield
     finally:

@@ -122,9 +122,15 @@ def _execution(row: Row[Any], rules: Rules) -> Execution:
         now=row.now,
         evaluation=row.evaluation_state,
         cancel_requested=row.cancel_requested_at is not None,
-        max_failures=row.spec.get("max_failures", Spec.model_fields["max_failures"].default),
+        max_failures=_max_failures(row.spec),
         rules=rules,
     )
+
+
+def _max_failures(spec: Any) -> int:
+    """Of a stored spec, which need not be one that this version takes."""
+    stored = spec.get("max_failures") if isinstance(spec, Mapping) else None
+    return stored if isinstance(stored, int) else int(Spec.model_fields["max_failures"].default)
 
 
 def _attempt(attempt: Mapping[str, Any], row: Row[Any]) -> AttemptView:

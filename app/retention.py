@@ -1,0 +1,92 @@
+"""What evaluations that are over need not keep any more: a sweep deletes it, a little at a time.
+
+Results stay for good, and so does the history of attempts: it is small, and says by which versions and at what cost the
+results came about. What goes by age, counted from the evaluation's end, is in the artifacts: transcripts with all logs, and
+before that the checkpoints that a lost worker left behind.
+
+The ledger says whose turn it is, in one brief statement; files are deleted outside any session, and only when all are gone
+the row says so. Whatever dies in between is done again by a later sweep.
+"""
+
+import asyncio
+import time
+from dataclasses import dataclass
+
+import structlog
+
+from app.artifacts import Artifacts
+from app.ledger import Expired, Kept, Ledger
+from app.saved import Saved
+
+SECONDS = 5.0
+"""For one sweep to delete in. Ours: a sweep is made each minute, and what it does not get to is the next one's."""
+
+BATCH = 20
+"""Evaluations taken at a time: their rows are locked for one statement."""
+
+FILES = 400
+"""Deleted at a time, between two looks at the clock. Ours: a second's worth in a bucket, at some 50 ms each, with…"""
+
+AT_ONCE = 16
+"""…so many at once."""
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Swept:
+    """Evaluations of which nothing of that is left."""
+
+    transcripts: int
+    checkpoints: int
+
+
+@dataclass(frozen=True)
+class Retention:
+    """`keep_…`: days; None: for ever."""
+
+    ledger: Ledger
+    artifacts: Artifacts
+    saved: Saved
+    keep_transcripts: float | None
+    keep_checkpoints: float | None
+
+    async def sweep(self, seconds: float = SECONDS) -> Swept:
+        """Many at once do no harm: each evaluation is one sweep's."""
+        until = time.monotonic() + seconds
+        transcripts = await self._sweep("transcripts", self.keep_transcripts, until)
+        return Swept(transcripts, await self._sweep("checkpoints", self.keep_checkpoints, until))
+
+    async def _sweep(self, what: Kept, days: float | None, until: float) -> int:
+        """Stops at a batch of which nothing could be deleted whole: what comes back would be the same."""
+        total = 0
+        while days is not None and time.monotonic() < until:
+            batch = await self.ledger.expire(what, days=days, most=BATCH)
+            done = sum([await self._delete(what, expired, until) for expired in batch])
+            total += done
+            if len(batch) < BATCH or not done:
+                break
+        return total
+
+    async def _delete(self, what: Kept, expired: Expired, until: float) -> bool:
+        """Whether all is gone."""
+        try:
+            done = time.monotonic() < until and await self._delete_files(what, str(expired.evaluation_id), until)
+        except OSError as error:
+            log.warning(f"{what} could not be deleted", evaluation=str(expired.evaluation_id), reason=str(error))
+            done = False
+        await self.ledger.expired(what, expired, done=done)
+        return done
+
+    async def _delete_files(self, what: Kept, evaluation: str, until: float) -> bool:
+        folder = self.artifacts.url(evaluation)
+        if what == "transcripts":
+            urls = [f"{folder}/{name}" for name in await self.artifacts.names(folder)]
+        else:
+            urls = await self.saved.left_behind(evaluation)
+        for first in range(0, len(urls), FILES):
+            if time.monotonic() >= until:
+                return False
+            some = urls[first : first + FILES]
+            await asyncio.gather(*(self.artifacts.delete(some[n::AT_ONCE]) for n in range(min(AT_ONCE, len(some)))))
+        return True
