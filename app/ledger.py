@@ -326,11 +326,11 @@ class Ledger:
         rows = await self._database.run(sql.VERSIONS, {"evaluation": evaluation_id})
         return [(r.versions, r.samples) for r in rows]
 
-    async def expire(self, what: Kept, *, days: float, most: int) -> list[Expired]:
-        """Evaluations that were over `days` ago and still have that: up to `most`, each this caller's alone to delete it for
-        a lease. Transcripts are lost from now on: their evaluation cannot be retried."""
+    async def expire(self, what: Kept, *, days: float) -> list[Expired]:
+        """Evaluations that were over `days` ago and still have that: up to `EXPIRED_AT_ONCE`, each this caller's alone to
+        delete it for a lease. Transcripts are lost from now on: their evaluation cannot be retried."""
         statement = sql.EXPIRE_TRANSCRIPTS if what == "transcripts" else sql.EXPIRE_CHECKPOINTS
-        rows = await self._database.run(statement, {"days": days, "most": most, "lease": self._lease})
+        rows = await self._database.run(statement, {"days": days, "lease": self._lease})
         return [Expired(r.id, r.retention_lease) for r in rows]
 
     async def expired(self, what: Kept, expired: Expired, *, done: bool) -> None:

@@ -430,21 +430,28 @@ WHERE r.evaluation_id = :evaluation GROUP BY a.versions
 
 # What settings no longer keep, of evaluations that are over: the longest over first. Whoever takes one has it to itself
 # until its lease ends, and that moment is its fence; a sweep that died is made up for by the next one after that. An
-# evaluation whose transcripts have expired stays so: no retry can need them, whatever becomes of the sweep.
+# evaluation whose transcripts have expired stays so: no retry can need them, whatever becomes of the sweep. How many are
+# taken is in the statement's text, lest a plan for any number reads the whole table.
+EXPIRED_AT_ONCE = 20
 _EXPIRE = """
 WITH due AS MATERIALIZED (
   SELECT id FROM evaluations
   WHERE {kept} IS NULL AND finished_at <= now() - make_interval(secs => :days * 86400)
     AND (retention_lease IS NULL OR retention_lease <= now())
-  ORDER BY finished_at LIMIT :most FOR NO KEY UPDATE SKIP LOCKED
+  ORDER BY finished_at LIMIT {most} FOR NO KEY UPDATE SKIP LOCKED
 )
 UPDATE evaluations v SET retention_lease = clock_timestamp() + make_interval(secs => :lease){expired}
 FROM due WHERE v.id = due.id
 RETURNING v.id, v.retention_lease
 """
 _EXPIRED = ", transcripts_expired_at = coalesce(v.transcripts_expired_at, clock_timestamp())"
-EXPIRE_TRANSCRIPTS = _statement("expire.transcripts", _EXPIRE.format(kept="transcripts_deleted_at", expired=_EXPIRED))
-EXPIRE_CHECKPOINTS = _statement("expire.checkpoints", _EXPIRE.format(kept="checkpoints_deleted_at", expired=""))
+EXPIRE_TRANSCRIPTS = _statement(
+    "expire.transcripts",
+    _EXPIRE.format(kept="transcripts_deleted_at", expired=_EXPIRED, most=EXPIRED_AT_ONCE),
+)
+EXPIRE_CHECKPOINTS = _statement(
+    "expire.checkpoints", _EXPIRE.format(kept="checkpoints_deleted_at", expired="", most=EXPIRED_AT_ONCE)
+)
 
 # With its transcripts all that it had is gone. Not done: the next sweep goes on.
 EXPIRED = _statement(

@@ -16,13 +16,11 @@ import structlog
 
 from app.artifacts import Artifacts
 from app.ledger import Expired, Kept, Ledger
+from app.ledger_statements import EXPIRED_AT_ONCE
 from app.saved import Saved
 
 SECONDS = 5.0
 """For one sweep to delete in. Ours: a sweep is made each minute, and what it does not get to is the next one's."""
-
-BATCH = 20
-"""Evaluations taken at a time: their rows are locked for one statement."""
 
 FILES = 400
 """Deleted at a time, between two looks at the clock. Ours: a second's worth in a bucket, at some 50 ms each, with…"""
@@ -61,10 +59,10 @@ class Retention:
         """Stops at a batch of which nothing could be deleted whole: what comes back would be the same."""
         total = 0
         while days is not None and time.monotonic() < until:
-            batch = await self.ledger.expire(what, days=days, most=BATCH)
+            batch = await self.ledger.expire(what, days=days)
             done = sum([await self._delete(what, expired, until) for expired in batch])
             total += done
-            if len(batch) < BATCH or not done:
+            if len(batch) < EXPIRED_AT_ONCE or not done:
                 break
         return total
 

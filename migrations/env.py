@@ -13,7 +13,7 @@ from alembic.runtime.migration import MigrationContext, MigrationInfo
 from sqlalchemy import Connection, event
 
 from app.database.engine import open_engine
-from app.database.migrate import BRIEF, serving
+from app.database.migrate import BRIEF, as_comment
 from app.database.tables import metadata
 from app.settings import load
 
@@ -42,7 +42,7 @@ def leave_word(ctx: MigrationContext, step: MigrationInfo, heads: Collection[Any
     words = "NULL"
     for head in heads:
         (script,) = context.script.get_revisions(head)
-        words = f"'{serving(script.module.serves_from)}'"
+        words = f"'{as_comment(script.module.serves_from)}'"
     ctx.execute(f"COMMENT ON TABLE alembic_version IS {words}")
 
 

@@ -68,7 +68,7 @@ def revisions() -> frozenset[str]:
     return frozenset(script.revision for script in ScriptDirectory.from_config(config()).walk_revisions())
 
 
-def serving(revision: str) -> str:
+def as_comment(revision: str) -> str:
     """What a migration leaves as the comment on ``alembic_version``: the oldest revision whose code its tables serve."""
     return f"These tables serve Proctor from revision {revision} on."
 
