@@ -38,7 +38,8 @@ def foreseen(claim: Claim, max_crashes: int) -> Settlement | None:
     if claim.cancel and claim.kind != "report":
         return Settlement("cancelled", error=Failure(error_class="cancelled", message="The evaluation was cancelled."))
     if claim.refused:
-        refused = Failure(error_class="evaluation", message=f"{claim.refused} Submit it anew.", final=True)
+        remedy = "Retry it under a version that does, or submit it anew."
+        refused = Failure(error_class="evaluation", message=f"{claim.refused} {remedy}", final=True)
         return Settlement("failed", error=refused, end=End("failed", error=refused))
     if claim.crashes < max_crashes:
         return None

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import structlog
 
 from app.artifacts import Artifacts
+from app.errors import ProctorError
 from app.ledger import Expired, Kept, Ledger
 from app.ledger_statements import EXPIRED_AT_ONCE
 from app.saved import Saved
@@ -56,27 +57,30 @@ class Retention:
         return Swept(transcripts, await self._sweep("checkpoints", self.keep_checkpoints, until))
 
     async def _sweep(self, what: Kept, days: float | None, until: float) -> int:
-        """Stops at a batch of which nothing could be deleted whole: what comes back would be the same."""
+        """How many are rid of it. Once the store has refused, which it does after a minute's tries, that is all for now."""
         total = 0
         while days is not None and time.monotonic() < until:
             batch = await self.ledger.expire(what, days=days)
-            done = sum([await self._delete(what, expired, until) for expired in batch])
-            total += done
-            if len(batch) < EXPIRED_AT_ONCE or not done:
+            for expired in batch:
+                try:
+                    done = time.monotonic() < until and await self._delete_files(
+                        what, str(expired.evaluation_id), until
+                    )
+                except ProctorError:
+                    raise
+                except Exception as error:  # each store has its own: not all are OSErrors
+                    log.warning(
+                        f"{what} could not be deleted", evaluation=str(expired.evaluation_id), reason=str(error)
+                    )
+                    done, until = False, 0
+                await self.ledger.expired(what, expired, done=done)
+                total += done
+            if len(batch) < EXPIRED_AT_ONCE:
                 break
         return total
 
-    async def _delete(self, what: Kept, expired: Expired, until: float) -> bool:
-        """Whether all is gone."""
-        try:
-            done = time.monotonic() < until and await self._delete_files(what, str(expired.evaluation_id), until)
-        except OSError as error:
-            log.warning(f"{what} could not be deleted", evaluation=str(expired.evaluation_id), reason=str(error))
-            done = False
-        await self.ledger.expired(what, expired, done=done)
-        return done
-
     async def _delete_files(self, what: Kept, evaluation: str, until: float) -> bool:
+        """Whether all are gone."""
         folder = self.artifacts.url(evaluation)
         if what == "transcripts":
             urls = [f"{folder}/{name}" for name in await self.artifacts.names(folder)]

@@ -87,7 +87,7 @@ def sql(of: Config, steps: str) -> str:
 
 def squawk(statements: str) -> set[str]:
     """The rules that they break."""
-    run = [Path(sys.executable).with_name("squawk"), "--reporter", "json", "--pg-version", "15.0"]
+    run = [str(Path(sys.executable).with_name("squawk")), "--reporter", "json", "--pg-version", "15.0"]
     told = subprocess.run(run, input=statements, capture_output=True, text=True, check=False)
     return {str(broken["rule_name"]) for broken in json.loads(told.stdout)}
 
