@@ -16,7 +16,7 @@ import structlog
 
 from app.artifacts import Artifacts
 from app.errors import ProctorError
-from app.ledger import Expired, Kept, Ledger
+from app.ledger import Kept, Ledger
 from app.ledger_statements import EXPIRED_AT_ONCE
 from app.saved import Saved
 
@@ -57,38 +57,37 @@ class Retention:
         return Swept(transcripts, await self._sweep("checkpoints", self.keep_checkpoints, until))
 
     async def _sweep(self, what: Kept, days: float | None, until: float) -> int:
-        """How many are rid of it. Once the store has refused, which it does after a minute's tries, that is all for now."""
+        """How many are rid of it."""
         total = 0
         while days is not None and time.monotonic() < until:
             batch = await self.ledger.expire(what, days=days)
             for expired in batch:
+                evaluation = str(expired.evaluation_id)
                 try:
-                    done = time.monotonic() < until and await self._delete_files(
-                        what, str(expired.evaluation_id), until
-                    )
+                    done = time.monotonic() < until and await self._delete(what, evaluation, until)
                 except ProctorError:
                     raise
-                except Exception as error:  # each store has its own: not all are OSErrors
-                    log.warning(
-                        f"{what} could not be deleted", evaluation=str(expired.evaluation_id), reason=str(error)
-                    )
-                    done, until = False, 0
-                await self.ledger.expired(what, expired, done=done)
-                total += done
+                except Exception as error:  # each store has its own, not all of them OSErrors
+                    # after a minute's tries: enough for this sweep; and others go first until this one's lease is over
+                    log.warning(f"{what} could not be deleted", evaluation=evaluation, reason=str(error))
+                    until = 0
+                else:
+                    await self.ledger.expired(what, expired, done=done)
+                    total += done
             if len(batch) < EXPIRED_AT_ONCE:
                 break
         return total
 
-    async def _delete_files(self, what: Kept, evaluation: str, until: float) -> bool:
-        """Whether all are gone."""
+    async def _delete(self, what: Kept, evaluation: str, until: float) -> bool:
+        """Whether all is gone. Some always is, however long it took to list it."""
         folder = self.artifacts.url(evaluation)
         if what == "transcripts":
             urls = [f"{folder}/{name}" for name in await self.artifacts.names(folder)]
         else:
             urls = await self.saved.left_behind(evaluation)
-        for first in range(0, len(urls), FILES):
-            if time.monotonic() >= until:
-                return False
-            some = urls[first : first + FILES]
+        while urls:
+            some, urls = urls[:FILES], urls[FILES:]
             await asyncio.gather(*(self.artifacts.delete(some[n::AT_ONCE]) for n in range(min(AT_ONCE, len(some)))))
-        return True
+            if time.monotonic() >= until:
+                break
+        return not urls

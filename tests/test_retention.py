@@ -23,6 +23,9 @@ from app.settings import Settings, load
 from tests.ledger import rows
 from tests.ledger.factories import claim, end_days_ago, ended, planned, report, run_out, settle, submitted
 
+LEASE_OVER = text(
+    "UPDATE evaluations SET retention_lease = now() - interval '1 s' WHERE transcripts_deleted_at IS NULL"
+)
 LOGS = [".plan/1/plan.eval", ".1/1/a.eval", ".1/2/a.eval", ".report/1/all.eval", ".1/2/outcome.json"]
 CHECKPOINTS = [".1/1/checkpoint/a.eval.part", ".1/1/checkpoint/a/ckpt-00001.json", ".1/1/checkpoint.json"]
 
@@ -167,7 +170,7 @@ async def test_a_sweep_that_died_is_made_up_for_once_its_lease_is_over(
     aged = await old(database, ledger, artifacts, 91)
     (died,) = await ledger.expire("transcripts", days=90)
     assert await retention.sweep() == Swept(0, 0), "it is another's"
-    await database.run(text("UPDATE evaluations SET retention_lease = now() - interval '1 s'"))
+    await database.run(LEASE_OVER)
     assert await retention.sweep() == Swept(1, 0)
     await ledger.expired("transcripts", died, done=False)  # it was only slow
     row = await rows.evaluation(database, aged)
@@ -188,7 +191,7 @@ class Stubborn(Artifacts):
 
 
 @pytest.mark.parametrize("deletions", [0, 3])
-async def test_what_could_not_be_deleted_whole_is_gone_on_with_by_the_next_sweep(
+async def test_what_could_not_be_deleted_whole_keeps_nobody_up_and_is_gone_on_with(
     ledger: Ledger, database: Database, settings: Settings, artifacts: Artifacts, retention: Retention, deletions: int
 ) -> None:
     aged = await old(database, ledger, artifacts, 91)
@@ -197,6 +200,10 @@ async def test_what_could_not_be_deleted_whole_is_gone_on_with_by_the_next_sweep
     assert await replace(retention, artifacts=stubborn, keep_checkpoints=None).sweep() == Swept(0, 0)
     assert len(await kept(artifacts, aged)) == len(LOGS + CHECKPOINTS) - deletions
     assert (await rows.evaluation(database, aged)).transcripts_deleted_at is None
+    other = await old(database, ledger, artifacts, 90.5)
+    assert await retention.sweep() == Swept(1, 0), "others go first"
+    assert await kept(artifacts, other) == []
+    await database.run(LEASE_OVER)
     assert await retention.sweep() == Swept(1, 0)
     assert await kept(artifacts, aged) == []
 
@@ -212,10 +219,10 @@ async def test_a_sweep_ends_when_its_time_is_over(
     sweeps = 0
     while await kept(artifacts, aged):
         sweeps += 1
-        await retention.sweep(seconds=4.5)
-        assert len(await kept(artifacts, aged)) == files - 4 * sweeps
-        assert ((await rows.evaluation(database, aged)).transcripts_deleted_at is None) == (sweeps < 2)
-    assert sweeps == 2
+        await retention.sweep(seconds=2.5)
+        assert len(await kept(artifacts, aged)) == files - 2 * sweeps
+        assert ((await rows.evaluation(database, aged)).transcripts_deleted_at is None) == (sweeps < 4)
+    assert sweeps == 4
 
 
 async def test_an_empty_folder_is_no_reason_to_come_again(

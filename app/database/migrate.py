@@ -48,6 +48,7 @@ PATIENCE = 600
 the service, and within the time that a deploy's job has."""
 
 _NO_LOCK = ("55P03", "40P01")  # not available in time; deadlock
+_TOO_LONG = "57014"
 
 log = structlog.get_logger(__name__)
 
@@ -103,6 +104,11 @@ async def migrate_async(
                 with attempt:
                     await connection.run_sync(_upgrade, scripts or config(), revision)
         except Exception as error:
+            if state_of(error) == _TOO_LONG:
+                raise DatabaseUnavailable(
+                    f"A statement of the migration took longer than it may while others serve ({describe(error)}): it is"
+                    " undone. Do that work in smaller steps, see migrations/script.py.mako."
+                ) from error
             if state_of(error) not in _NO_LOCK:
                 raise
             raise DatabaseUnavailable(

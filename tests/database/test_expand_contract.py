@@ -167,6 +167,16 @@ async def test_a_migration_waits_briefly_and_comes_again_and_others_do_not_queue
     assert await other.fetchval("SELECT count(more) FROM evaluations") == 0
 
 
+async def test_a_migration_that_takes_long_is_undone_and_says_so(
+    database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(BRIEF, "statement_timeout", 0.1)
+    slow = added(tmp_path, f'{ALTER}\n    op.execute("SELECT pg_sleep(60)")')
+    with pytest.raises(DatabaseUnavailable, match="took longer than it may while others serve"):
+        await migrate_async(load(database_url=database_url), scripts=slow)
+    assert await migrate_async(load(database_url=database_url)) == (newest_revision(), newest_revision())
+
+
 async def waiting(database: Database) -> None:
     """Returns when the migration has queued for its lock."""
     queued = text(

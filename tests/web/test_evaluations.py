@@ -148,6 +148,11 @@ async def test_health(client: httpx.AsyncClient) -> None:
         assert (response.status_code, response.json()["status"]) == (200, "ok")
 
 
+async def test_a_sweep_says_what_it_did(client: httpx.AsyncClient) -> None:
+    swept = (await client.post("/tasks/sweep")).json()
+    assert swept.keys() == {"enqueued", "transcripts_deleted", "checkpoints_deleted"}
+
+
 async def test_the_api_describes_itself(client: httpx.AsyncClient) -> None:
     description = (await client.get("/openapi.json")).json()
     assert set(description["paths"]) == {
