@@ -17,12 +17,10 @@ from app.database.migrate import BRIEF, as_comment
 from app.database.tables import metadata
 from app.settings import load
 
-CONFIGURED: dict[str, Any] = {"target_metadata": metadata, "transaction_per_migration": True}
-
 
 def run(connection: Connection) -> None:
     """`connection` is in no transaction."""
-    context.configure(connection=connection, on_version_apply=leave_word, **CONFIGURED)
+    context.configure(connection=connection, **CONFIGURED)
     event.listen(connection, "begin", be_brief)
     try:
         with context.begin_transaction():
@@ -44,6 +42,13 @@ def leave_word(ctx: MigrationContext, step: MigrationInfo, heads: Collection[Any
         (script,) = context.script.get_revisions(head)
         words = f"'{as_comment(script.module.serves_from)}'"
     ctx.execute(f"COMMENT ON TABLE alembic_version IS {words}")
+
+
+CONFIGURED: dict[str, Any] = {
+    "target_metadata": metadata,
+    "transaction_per_migration": True,
+    "on_version_apply": leave_word,
+}
 
 
 async def run_alone() -> None:
