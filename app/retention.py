@@ -87,7 +87,11 @@ class Retention:
             urls = await self.saved.left_behind(evaluation)
         while urls:
             some, urls = urls[:FILES], urls[FILES:]
-            await asyncio.gather(*(self.artifacts.delete(some[n::AT_ONCE]) for n in range(min(AT_ONCE, len(some)))))
+            parts = [some[n::AT_ONCE] for n in range(min(AT_ONCE, len(some)))]
+            # all are heard out before the first error is told: no thread goes on deleting when nobody minds it
+            for answer in await asyncio.gather(*map(self.artifacts.delete, parts), return_exceptions=True):
+                if answer is not None:
+                    raise answer
             if time.monotonic() >= until:
                 break
         return not urls

@@ -133,6 +133,10 @@ async def test_without_its_transcripts_an_evaluation_is_not_retried(
     everything = await rows.everything(database)
     with pytest.raises(Conflict, match="submit its spec anew"):
         await submissions.retry(aged)
+    reader = Reader(database)
+    explained = (await reader.explanation(aged)).explanation + (await reader.execution(f"{aged}.2")).explanation
+    assert "cannot be retried" in " ".join(explained)
+    assert "proctor retry" not in " ".join(explained)
     assert await rows.everything(database) == everything
 
 
