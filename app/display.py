@@ -82,6 +82,8 @@ def _head(view: Json) -> Table:
         ("tokens", spent(view["tokens"]) if view["tokens"]["spent"] else None),
         ("cost", text(f"${view['cost']:,.4f}") if view.get("cost") is not None else None),
         ("log", text(view["log"]) if view.get("log") else None),
+        ("", _deleted(view["transcripts_deleted_at"]) if view.get("transcripts_deleted_at") else None),
+        *(("mixed", _mixture(mixture)) for mixture in view.get("mixed_versions") or []),
         ("error", _error(view["error"]) if view.get("error") else None),
     ]
     grid = Table.grid(padding=(0, 2))
@@ -91,6 +93,16 @@ def _head(view: Json) -> Table:
         if value is not None:
             grid.add_row(name, value)
     return grid
+
+
+def _deleted(moment: str) -> Text:
+    return text(f"transcripts deleted on {moment_of(moment).astimezone():%Y-%m-%d}, being older than is kept", "dim")
+
+
+def _mixture(mixture: Json) -> Text:
+    """`inspect_ai: 3 samples by 0.3.285, 5 samples by 0.3.286`. What may change a result's meaning is in yellow."""
+    made = [f"{_many(n, 'sample')} by {version}" for version, n in mixture["samples"].items()]
+    return text(f"{mixture['name']}: {', '.join(made)}", "yellow" if mixture["flagged"] else "dim")
 
 
 def _times(view: Json) -> Text:

@@ -26,6 +26,7 @@ from app.runner.supervisor import Child, Supervisor
 from app.saved import Saved, Shipping
 from app.scratch import Scratch
 from app.settings import Settings
+from app.versions import mixed
 
 PLAN_LOG = "plan.eval"
 
@@ -134,7 +135,8 @@ class Executor:
             if isinstance(job, Settlement):
                 return job
             shipping = Shipping(self.artifacts, job, lambda: self._further(claim))
-            ear = Ear(self.ledger, self.artifacts, job, lease, shipping, interrupted[0] if interrupted else None)
+            last = interrupted[0] if interrupted else None
+            ear = Ear(self.ledger, self.artifacts, job, lease, shipping, last, self.settings.image)
             async with shipping, self.supervisor.run(job) as child:
                 why = await self._listen(child, lease, push, ear)
             if why == "lost":
@@ -237,7 +239,10 @@ class Executor:
             return planned(claim, heard, max_samples=self.settings.max_samples, runs_due=push.runs_due)
         missing = (await self.ledger.to_report(claim.evaluation_id)).missing
         merged = await self.ship(job, LOGS, heard.reported.log) if heard.reported else None
-        return reported(claim, heard, missing, merged)
+        differing = mixed(await self.ledger.versions(claim.evaluation_id))
+        if any(mixture.flagged for mixture in differing):
+            log.warning("results of mixed versions", differing={m.name: m.samples for m in differing})
+        return reported(claim, heard, missing, merged, differing)
 
     async def ship(self, job: Job, folder: str, name: str, as_name: str | None = None) -> str:
         """Copies a log of the attempt to the artifacts; returns its URL there."""

@@ -27,17 +27,26 @@ from app.runner.messages import (
 )
 from app.runner.supervisor import Child, Crashed
 from app.saved import Shipping
+from app.versions import IMAGE, TASK_VERSION
 
 log = structlog.get_logger(__name__)
 
 
 class Ear:
-    """One child's. `interrupted`: the newest earlier attempt that was, if there is one; `heard` is filled as it speaks."""
+    """One child's. `interrupted`: the newest earlier attempt that was, if there is one; `image`: the container's, if known;
+    `heard` is filled as it speaks."""
 
     def __init__(
-        self, ledger: Ledger, artifacts: Artifacts, job: Job, lease: Lease, shipping: Shipping, interrupted: int | None
+        self,
+        ledger: Ledger,
+        artifacts: Artifacts,
+        job: Job,
+        lease: Lease,
+        shipping: Shipping,
+        interrupted: int | None,
+        image: str = "",
     ) -> None:
-        self.heard = Heard()
+        self.heard = Heard(versions={IMAGE: image} if image else {})
         self.paused: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         """Done when the child, told to wind down, has saved the state of all its samples."""
         self._ledger = ledger
@@ -58,14 +67,17 @@ class Ear:
         match message:
             case Started():
                 heard.started = message
+                heard.versions |= message.versions
             case Prepared(no_checkpoints=why):
                 heard.no_checkpoints = why
+                self._note_task_version(message.task_version)
                 self._tell_of_resumption()
             case Progress():
                 heard.progress = message
                 self._lease.progress = message.model_dump(exclude={"type"})
             case Planned():
                 heard.planned = message
+                self._note_task_version(message.task_version)
             case Checkpointed():
                 heard.checkpoints += 1
                 self._shipping.due()
@@ -81,6 +93,10 @@ class Ear:
             case Crashed():
                 heard.crash = str(message)
 
+    def _note_task_version(self, version: str | None) -> None:
+        if version is not None:
+            self.heard.versions[TASK_VERSION] = version
+
     async def _record(self, result: SampleResult) -> None:
         """The log goes before the row: what the ledger points at is there. The last sample's record is the settle's."""
         job = self._job
@@ -94,7 +110,8 @@ class Ear:
         await self._artifacts.ship(Path(job.directory, ENDED, result.log), url)
         self._shipping.due()
         try:
-            held = await self._ledger.record(job.execution_id, job.attempt, self.heard.samples[-1:])
+            latest, versions = self.heard.samples[-1:], self.heard.versions or None
+            held = await self._ledger.record(job.execution_id, job.attempt, latest, versions)
         except DatabaseUnavailable as error:  # the settle has it too
             log.warning(
                 "sample not recorded yet", sample=result.sample.id, epoch=result.sample.epoch, reason=str(error)

@@ -9,10 +9,11 @@ The statements themselves are in `app.ledger_statements`.
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Any, Literal
 from uuid import UUID, uuid4
 
-from pydantic import TypeAdapter
+from pydantic import TypeAdapter, ValidationError
 from sqlalchemy import Row
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -25,6 +26,9 @@ Kind = Literal["plan", "run", "report"]
 State = Literal["pending", "running", "succeeded", "failed", "cancelled"]
 Outcome = Literal["succeeded", "failed", "cancelled", "interrupted"]
 EvaluationState = Literal["running", "succeeded", "failed", "cancelled"]
+RetryFound = EvaluationState | Literal["expired", "tidied"]
+Kept = Literal["transcripts", "checkpoints"]
+"""What is kept of an evaluation that is over, for as long as settings say."""
 _SAMPLES = TypeAdapter(tuple[SampleRef, ...])
 
 
@@ -50,6 +54,8 @@ class Claim:
 
     `claimed`, `taken over` (its lease had run out) and `yours` (this very push has it already: the reply was lost) grant
     it; `held` means that another attempt's lease lasts for `lease_left` seconds more, `over` that it is terminal.
+    `refused`: why this version of Proctor cannot carry it out: what is stored (by another version, or another hand) is not
+    what it takes. Then `spec` has what can be told of its task and model only, and `samples` are none.
     """
 
     execution_id: str
@@ -66,6 +72,7 @@ class Claim:
     spec: Spec
     samples: tuple[SampleRef, ...]
     error: dict[str, Any] | None
+    refused: str | None = None
 
     @property
     def granted(self) -> bool:
@@ -81,13 +88,14 @@ class End:
     usage: dict[str, Any] | None = None
     error: Failure | None = None
     log: str | None = None
+    mixed_versions: list[dict[str, Any]] | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Settlement:
     """What an attempt came to. `samples`: its results with the URL of their log; `runs`: the samples of each run that a
     plan fans out to; `runs_due`: seconds until the sweeper may enqueue them; `max_failures`: how many failures are allowed;
-    `crashed`: the child was lost, which counts towards the crashes."""
+    `crashed`: the child was lost, which counts towards the crashes; `versions`: by which it was made (`app.versions`)."""
 
     outcome: Outcome
     error: Failure | None = None
@@ -135,6 +143,14 @@ class Cancelled:
     state: EvaluationState
     executions: int
     report: Enqueue | None
+
+
+@dataclass(frozen=True, slots=True)
+class Expired:
+    """An evaluation of which something is no longer kept, and until when it is this caller's to delete that."""
+
+    evaluation_id: UUID
+    until: datetime
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,9 +221,16 @@ class Ledger:
         rows = await self._database.run(sql.CLAIM, parameters)
         return _claim(execution_id, rows[0]) if rows else None
 
-    async def record(self, execution_id: str, attempt: int, samples: Sequence[tuple[SampleResult, str]]) -> bool:
-        """Results of samples that ended while the attempt goes on; False: it is not ours any more, nothing was written."""
-        parameters = {"id": execution_id, "attempt": attempt, "samples": _rows(samples)}
+    async def record(
+        self,
+        execution_id: str,
+        attempt: int,
+        samples: Sequence[tuple[SampleResult, str]],
+        versions: dict[str, str] | None = None,
+    ) -> bool:
+        """Results of samples that ended while the attempt goes on, and by which `versions`; False: it is not ours any more,
+        nothing was written."""
+        parameters = {"id": execution_id, "attempt": attempt, "samples": _rows(samples), "versions": versions}
         (row,) = await self._database.run(sql.RECORD, parameters)
         return bool(row.held)
 
@@ -233,18 +256,22 @@ class Ledger:
         rows = await self._database.run(sql.CANCEL, parameters)
         return Cancelled(rows[0].state, rows[0].cancelled, _report(rows[0])) if rows else None
 
-    async def retry(self, evaluation_id: UUID) -> tuple[EvaluationState, int] | None:
+    async def retry(self, evaluation_id: UUID) -> tuple[RetryFound, int] | None:
         """Opens a terminal evaluation again: its failed and cancelled runs, or else its plan or its report. Returns the
-        state it found and how many executions are pending again (0: nothing was to be done, or it is not terminal)."""
-        done: tuple[EvaluationState, int] | None = None
+        state it found and how many executions are pending again (0: nothing was to be done, or it is not terminal).
+        `expired`: its transcripts are no longer kept, so no report could be made again; `tidied`: a sweep is deleting what
+        is left of its checkpoints just now."""
+        done: tuple[RetryFound, int] | None = None
 
-        async def work(connection: AsyncConnection) -> tuple[EvaluationState, int] | None:
+        async def work(connection: AsyncConnection) -> tuple[RetryFound, int] | None:
             nonlocal done
             found = (await connection.execute(sql.LOCK_TO_RETRY, {"evaluation": evaluation_id})).one_or_none()
             if found is None:
                 return None
             if found.state == "running":
                 return done or (found.state, 0)  # the reply to our own COMMIT was lost
+            if found.expired or found.tidied:
+                return ("expired" if found.expired else "tidied"), 0
             for what in _retry_order(found):
                 parameters = {"evaluation": evaluation_id, "what": what}
                 n = (await connection.execute(sql.REARM, parameters)).scalar_one()
@@ -294,6 +321,23 @@ class Ledger:
         (row,) = await self._database.run(sql.PLAN, {"id": f"{evaluation_id}.plan"})
         return Plan(row.state, row.attempt, Failure.model_validate(row.error) if row.error else None)
 
+    async def versions(self, evaluation_id: UUID) -> list[tuple[dict[str, str] | None, int]]:
+        """By which versions its samples were made, with how many of them each."""
+        rows = await self._database.run(sql.VERSIONS, {"evaluation": evaluation_id})
+        return [(r.versions, r.samples) for r in rows]
+
+    async def expire(self, what: Kept, *, days: float) -> list[Expired]:
+        """Evaluations that were over `days` ago and still have that: up to `EXPIRED_AT_ONCE`, each this caller's alone to
+        delete it for a lease. Transcripts are lost from now on: their evaluation cannot be retried."""
+        statement = sql.EXPIRE_TRANSCRIPTS if what == "transcripts" else sql.EXPIRE_CHECKPOINTS
+        rows = await self._database.run(statement, {"days": days, "lease": self._lease})
+        return [Expired(r.id, r.retention_lease) for r in rows]
+
+    async def expired(self, what: Kept, expired: Expired, *, done: bool) -> None:
+        """Nothing of that is left, if `done`; else the next sweep goes on with it."""
+        parameters = {"evaluation": expired.evaluation_id, "until": expired.until, "what": what, "done": done}
+        await self._database.run(sql.EXPIRED, parameters)
+
     async def to_report(self, evaluation_id: UUID) -> ToReport:
         rows = await self._database.run(sql.TO_REPORT, {"evaluation": evaluation_id})
         transcripts = [
@@ -304,6 +348,8 @@ class Ledger:
 
 
 def _claim(execution_id: str, row: Row[Any]) -> Claim:
+    """Never raises: the claim has been granted already, and whoever raised now would leave it to its lease, each time."""
+    spec, samples, refused = _work(row)
     return Claim(
         execution_id=execution_id,
         evaluation_id=row.evaluation_id,
@@ -316,10 +362,23 @@ def _claim(execution_id: str, row: Row[Any]) -> Claim:
         holder=row.holder,
         lease_left=row.lease_left,
         cancel=row.cancel,
-        spec=Spec.model_validate(row.spec),
-        samples=_SAMPLES.validate_python(row.samples or ()),
+        spec=spec,
+        samples=samples,
         error=row.error,
+        refused=refused,
     )
+
+
+def _work(row: Row[Any]) -> tuple[Spec, tuple[SampleRef, ...], str | None]:
+    """What is stored, or why this version does not take it."""
+    try:
+        return Spec.model_validate(row.spec), _SAMPLES.validate_python(row.samples or ()), None
+    except ValidationError as error:
+        wrong = error.errors(include_url=False, include_context=False, include_input=False)
+        why = "; ".join(f"{'.'.join(map(str, one['loc'])) or error.title}: {one['msg']}" for one in wrong)
+        stored = row.spec if isinstance(row.spec, dict) else {}
+        spec = Spec.model_construct(task=str(stored.get("task", "")), model=str(stored.get("model", "")))
+        return spec, (), f"This version of Proctor does not take the stored spec: {why}."
 
 
 def _settle_parameters(execution_id: str, attempt: int, s: Settlement) -> dict[str, Any]:
@@ -342,6 +401,7 @@ def _settle_parameters(execution_id: str, attempt: int, s: Settlement) -> dict[s
         "end_usage": end.usage,
         "end_error": _dump(end.error),
         "log": end.log,
+        "mixed_versions": end.mixed_versions,
     }
 
 

@@ -17,6 +17,7 @@ from sqlalchemy import (
     BigInteger,
     BindParameter,
     Boolean,
+    DateTime,
     Double,
     Integer,
     Text,
@@ -36,6 +37,7 @@ _TYPES: dict[str, TypeEngine[Any]] = {
     "usage": JSONB(none_as_null=True),
     "results": JSON(none_as_null=True),
     "versions": JSONB(none_as_null=True),
+    "mixed_versions": JSONB(none_as_null=True),
     "end_usage": JSONB(none_as_null=True),
     "end_error": JSONB(none_as_null=True),
     "samples": JSONB(),
@@ -49,6 +51,9 @@ _TYPES: dict[str, TypeEngine[Any]] = {
     "sweep": Double(),
     "sweep_released": Double(),
     "sweep_enqueued": Double(),
+    "days": Double(),
+    "until": DateTime(timezone=True),
+    "done": Boolean(),
     "attempt": Integer(),
     "max_failures": Integer(),
     "remaining": Integer(),
@@ -175,7 +180,8 @@ WITH target AS MATERIALIZED (
   RETURNING e.id, e.evaluation_id, e.kind, e.state
 ), closed AS (
   UPDATE execution_attempts a
-  SET outcome = :outcome, ended_at = clock_timestamp(), error = :error, usage = :usage, cost = :cost
+  SET outcome = :outcome, ended_at = clock_timestamp(), error = :error, usage = :usage, cost = :cost,
+      versions = coalesce(:versions, a.versions)
   FROM settled s WHERE a.execution_id = s.id AND a.attempt = :attempt
 ), results AS (
   {_RESULTS_OF.format(source="settled")}
@@ -191,6 +197,7 @@ WITH target AS MATERIALIZED (
       usage = CASE s.kind WHEN 'report' THEN :end_usage ELSE v.usage END,
       error = CASE s.kind WHEN 'report' THEN :end_error ELSE v.error END,
       log = CASE s.kind WHEN 'report' THEN :log ELSE v.log END,
+      mixed_versions = CASE s.kind WHEN 'report' THEN :mixed_versions ELSE v.mixed_versions END,
       finished_at = CASE s.kind WHEN 'report' THEN clock_timestamp() END
   FROM settled s, (SELECT count(*) FROM results) AS written
   WHERE v.id = s.evaluation_id AND s.state <> 'pending'
@@ -225,6 +232,9 @@ WITH target AS MATERIALIZED (
   {_RESULTS_OF.format(source="target")}
 ), progressed AS (
   UPDATE task_executions e SET crashes = 0 FROM target t WHERE e.id = t.id AND t.crashes > 0
+), made AS (  -- with the first sample, for an attempt that is lost settles nothing
+  UPDATE execution_attempts a SET versions = :versions
+  FROM target t WHERE a.execution_id = t.id AND a.attempt = :attempt AND :versions IS NOT NULL AND a.versions IS NULL
 )
 SELECT count(*) = 1 AS held FROM target
 """,
@@ -286,7 +296,8 @@ LOCK_TO_RETRY = _statement(
     "retry.lock",
     """
 SELECT v.state, (SELECT count(*) FROM task_executions e WHERE e.evaluation_id = v.id AND e.kind = 'run') AS runs,
-       (SELECT e.state FROM task_executions e WHERE e.id = v.id || '.plan') AS plan
+       (SELECT e.state FROM task_executions e WHERE e.id = v.id || '.plan') AS plan,
+       v.transcripts_expired_at IS NOT NULL AS expired, coalesce(v.retention_lease > clock_timestamp(), false) AS tidied
 FROM evaluations v WHERE v.id = :evaluation FOR NO KEY UPDATE OF v
 """,
 )
@@ -313,7 +324,7 @@ REOPEN = _statement(
     """
 UPDATE evaluations
 SET state = 'running', remaining = :remaining, cancel_requested_at = NULL, finished_at = NULL, error = NULL, results = NULL,
-    usage = NULL, log = NULL
+    usage = NULL, log = NULL, mixed_versions = NULL, checkpoints_deleted_at = NULL
 WHERE id = :evaluation
 """,
 )
@@ -406,6 +417,54 @@ SELECT id FROM task_executions WHERE evaluation_id = :evaluation AND state IN ('
 )
 
 PLAN = _statement("plan", "SELECT state, attempt, error FROM task_executions WHERE id = :id")
+
+# By which versions the samples that stand were made. Of an attempt that nothing is recorded of, its samples still count.
+VERSIONS = _statement(
+    "versions",
+    """
+SELECT a.versions, count(*) AS samples
+FROM sample_results r LEFT JOIN execution_attempts a ON a.execution_id = r.execution_id AND a.attempt = r.attempt
+WHERE r.evaluation_id = :evaluation GROUP BY a.versions
+""",
+)
+
+# What settings no longer keep, of evaluations that are over: the longest over first. Whoever takes one has it to itself
+# until its lease ends, and that moment is its fence; a sweep that died is made up for by the next one after that. An
+# evaluation whose transcripts have expired stays so: no retry can need them, whatever becomes of the sweep. How many are
+# taken is in the statement's text, lest a plan for any number reads the whole table.
+EXPIRED_AT_ONCE = 20
+_EXPIRE = """
+WITH due AS MATERIALIZED (
+  SELECT id FROM evaluations
+  WHERE {kept} IS NULL AND finished_at <= now() - make_interval(secs => :days * 86400)
+    AND (retention_lease IS NULL OR retention_lease <= now())
+  ORDER BY finished_at LIMIT {most} FOR NO KEY UPDATE SKIP LOCKED
+)
+UPDATE evaluations v SET retention_lease = clock_timestamp() + make_interval(secs => :lease){expired}
+FROM due WHERE v.id = due.id
+RETURNING v.id, v.retention_lease
+"""
+_EXPIRED = ", transcripts_expired_at = coalesce(v.transcripts_expired_at, clock_timestamp())"
+EXPIRE_TRANSCRIPTS = _statement(
+    "expire.transcripts",
+    _EXPIRE.format(kept="transcripts_deleted_at", expired=_EXPIRED, most=EXPIRED_AT_ONCE),
+)
+EXPIRE_CHECKPOINTS = _statement(
+    "expire.checkpoints", _EXPIRE.format(kept="checkpoints_deleted_at", expired="", most=EXPIRED_AT_ONCE)
+)
+
+# With its transcripts all that it had is gone. Not done: the next sweep goes on.
+EXPIRED = _statement(
+    "expired",
+    """
+UPDATE evaluations
+SET retention_lease = NULL,
+    checkpoints_deleted_at = CASE WHEN :done THEN clock_timestamp() ELSE checkpoints_deleted_at END,
+    transcripts_deleted_at = CASE WHEN :done AND :what = 'transcripts' THEN clock_timestamp()
+                                  ELSE transcripts_deleted_at END
+WHERE id = :evaluation AND retention_lease = :until
+""",
+)
 
 # A page of an evaluation's samples in the plan's order, whatever became of them. Keyset: (position, place) of the last.
 SAMPLES_PAGE = _statement(

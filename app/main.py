@@ -21,6 +21,7 @@ from app.inline import Inline
 from app.leases import Leases
 from app.ledger import Ledger, SweepTimes
 from app.queue import open_queue
+from app.retention import Retention
 from app.runner.supervisor import Supervisor
 from app.saved import Saved
 from app.scratch import Scratch
@@ -103,6 +104,9 @@ async def open_services(settings: Settings) -> AsyncIterator[Services]:
             submissions=submissions,
             reader=reader,
             inline=Inline(executor, submissions, reader),
+            retention=Retention(
+                ledger, artifacts, executor.saved, settings.keep_transcripts, settings.keep_checkpoints
+            ),
         )
 
 
@@ -123,5 +127,6 @@ async def first_look(services: Services) -> None:
     except DatabaseUnavailable as error:
         log.warning("the database is not there yet", database=settings.database, reason=str(error))
     else:
+        preflight.tell_revision(found)
         preflight.tell_budget(settings, found)
     log.info("serving", worker=settings.worker, revision=settings.revision)

@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from app.ledger import Claim, End, Outcome, Settlement
 from app.runner.messages import Failure, Planned, Progress, Reported, SampleRef, SampleResult, Started
+from app.versions import Mixture
 
 Stopped = Literal["cancel", "deadline", "drain", "unreachable"]
 """Why the service itself ended a child: the user's wish, the push's end, the worker's end, no renewal for too long."""
@@ -13,10 +14,11 @@ Stopped = Literal["cancel", "deadline", "drain", "unreachable"]
 
 @dataclass(slots=True)
 class Heard:
-    """What a child has said so far: how many `checkpoints` its samples have reached (or why none), `samples` with the URL of
-    their log, `failure` its own word on how it went, `crash` why it ended without one."""
+    """What a child has said so far: the `versions` that it runs by, how many `checkpoints` its samples have reached (or why
+    none), `samples` with the URL of their log, `failure` its own word on how it went, `crash` why it ended without one."""
 
     started: Started | None = None
+    versions: dict[str, str] = field(default_factory=dict)
     no_checkpoints: str | None = None
     progress: Progress | None = None
     planned: Planned | None = None
@@ -35,6 +37,10 @@ def foreseen(claim: Claim, max_crashes: int) -> Settlement | None:
     """The end of an attempt that need not run at all."""
     if claim.cancel and claim.kind != "report":
         return Settlement("cancelled", error=Failure(error_class="cancelled", message="The evaluation was cancelled."))
+    if claim.refused:
+        remedy = "Retry it under a version that does, or submit it anew."
+        refused = Failure(error_class="evaluation", message=f"{claim.refused} {remedy}", final=True)
+        return Settlement("failed", error=refused, end=End("failed", error=refused))
     if claim.crashes < max_crashes:
         return None
     last = f" The last time: {claim.error['message']}" if claim.error else ""
@@ -90,15 +96,19 @@ def ran(claim: Claim, heard: Heard) -> Settlement:
     return _failed(heard, failure, _allowed(claim, failure)) if failure else _settlement(heard, "succeeded")
 
 
-def reported(claim: Claim, heard: Heard, missing: Sequence[Failure], log: str | None) -> Settlement:
-    """`missing`: why samples have no result at all; the report has counted them as errors."""
+def reported(
+    claim: Claim, heard: Heard, missing: Sequence[Failure], log: str | None, differing: Sequence[Mixture] = ()
+) -> Settlement:
+    """`missing`: why samples have no result at all; the report has counted them as errors. `differing`: what was not the
+    same for all that have one."""
     report = heard.reported
     if heard.failure or report is None:
         return _come_to_nothing(claim, heard)
     failure = report.failure
     if failure and missing:
         failure = failure.model_copy(update={"message": f"{failure.message} {_without_result(missing).message}"})
-    end = End("failed" if failure else "succeeded", report.results, report.usage, failure, log)
+    mixed_versions = [mixture.model_dump() for mixture in differing] or None
+    end = End("failed" if failure else "succeeded", report.results, report.usage, failure, log, mixed_versions)
     return _settlement(heard, "succeeded", end=end)
 
 
@@ -141,7 +151,7 @@ def _settlement(heard: Heard, outcome: Outcome, error: Failure | None = None, **
         samples=heard.samples,
         usage=_usage(heard),
         cost=_cost(heard),
-        versions=heard.started.versions if heard.started else None,
+        versions=heard.versions or None,
         **more,
     )
 

@@ -89,12 +89,16 @@ class Saved:
 
     async def discard(self, *of: str) -> None:
         """The checkpoints of an execution (evaluation, execution) or of a whole evaluation, once they are of no use."""
-        folder = self._artifacts.url(*of)
         try:
-            names = await self._artifacts.names(folder)
-            await self._artifacts.delete(f"{folder}/{name}" for name in names if _LEFT_BY.match(name))
+            await self._artifacts.delete(await self.left_behind(*of))
         except OSError as error:
-            log.warning("checkpoints could not be deleted", folder=folder, reason=str(error))
+            log.warning("checkpoints could not be deleted", of=of, reason=str(error))
+
+    async def left_behind(self, *of: str) -> list[str]:
+        """URLs of the checkpoints, what says that they are whole first: none is resumed from when it is half gone."""
+        folder = self._artifacts.url(*of)
+        names = [name for name in await self._artifacts.names(folder) if _LEFT_BY.match(name)]
+        return [f"{folder}/{name}" for name in sorted(names, key=lambda name: not name.endswith(f"/{COMMITTED}"))]
 
 
 class Shipping:

@@ -29,6 +29,7 @@ from app.spec import SandboxLimits
 PREFIX = "PROCTOR_"
 
 Seconds = Annotated[float, Field(gt=0)]
+Days = Annotated[float, Field(gt=0, le=36_500)]
 INSTANCE_NAME = r"^projects/[^/\s]+/locations/[^/\s]+/clusters/[^/\s]+/instances/[^/\s]+$"
 ENDPOINT = r"^[^/:\s]+:\d+$"
 QUEUE_NAME = r"^projects/[^/]+/locations/[^/]+/queues/[A-Za-z0-9-]{1,100}$"
@@ -349,6 +350,24 @@ class Settings(BaseSettings):
         validation_alias=AliasChoices("K_SERVICE", "PROCTOR_CLOUD_RUN_SERVICE"),
         description="The service's name on Cloud Run, whose K_SERVICE comes first. Empty: it runs elsewhere.",
     )
+    image: str = Field(
+        default="",
+        max_length=500,
+        description="The container's image, by its digest: a deploy says it, for Cloud Run does not. Recorded for each"
+        " attempt. Default: not known.",
+    )
+
+    # What is kept, and for how long -----------------------------------------------------------------------------------
+    keep_transcripts: Days | None = Field(
+        default=90,
+        description="An evaluation's logs, with the samples' transcripts, are deleted so long (days) after its end; its"
+        " results stay, and it cannot be retried any more. `never`: they are kept. Ours: a quarter of a year.",
+    )
+    keep_checkpoints: Days | None = Field(
+        default=7,
+        description="Checkpoints are deleted as soon as they are of no use; what a lost worker left behind, so long (days)"
+        " after the evaluation's end. `never`: that stays. Ours.",
+    )
 
     @field_validator("database_url")
     @classmethod
@@ -389,6 +408,11 @@ class Settings(BaseSettings):
         if url.scheme not in ("http", "https") or not url.hostname:
             raise ValueError("must be an http or https address")
         return value.rstrip("/")
+
+    @field_validator("keep_transcripts", "keep_checkpoints", mode="before")
+    @classmethod
+    def _or_never(cls, value: Any) -> Any:
+        return None if value == "never" else value
 
     @field_validator("artifacts")
     @classmethod

@@ -76,8 +76,13 @@ evaluations = Table(
     Column("error", JSONB),
     Column("log", Text),  # URL of the merged Inspect log
     Column("versions", JSONB),
+    Column("mixed_versions", JSONB),  # where the attempts behind its results were not made alike; none: they were
     _instant("created_at", default=True),
     _instant("finished_at"),
+    _instant("retention_lease"),  # until when a sweep deletes what it no longer keeps
+    _instant("transcripts_expired_at"),  # from then on its logs are being deleted, and it cannot be retried
+    _instant("transcripts_deleted_at"),
+    _instant("checkpoints_deleted_at"),
     UniqueConstraint("created_by", "idempotency_key"),
     CheckConstraint(_in("state", EVALUATION_STATES), name="state"),
     CheckConstraint("remaining >= 0", name="remaining"),
@@ -90,6 +95,8 @@ evaluations = Table(
         text("(spec -> 'tags') jsonb_path_ops"),
         postgresql_using="gin",
     ),
+    Index("evaluations_transcripts_idx", "finished_at", postgresql_where=text("transcripts_deleted_at IS NULL")),
+    Index("evaluations_checkpoints_idx", "finished_at", postgresql_where=text("checkpoints_deleted_at IS NULL")),
 )
 
 task_executions = Table(
@@ -143,6 +150,7 @@ execution_attempts = Table(
     Column("error", JSONB),
     Column("usage", JSONB),  # its own last progress
     Column("cost", Double),  # US dollars
+    Column("versions", JSONB),  # by name: packages, the task's own version, the container's image
     CheckConstraint(_in("outcome", OUTCOMES), name="outcome"),
     CheckConstraint("(outcome IS NULL) = (ended_at IS NULL)", name="ended"),
 )

@@ -46,6 +46,8 @@ class Execution:
     cancel_requested: bool
     max_failures: int
     rules: Rules
+    expired: bool = False
+    """Its evaluation's transcripts are no longer kept, so there is no retry."""
 
     def explain(self) -> list[str]:
         if self.view.state == "pending":
@@ -176,7 +178,7 @@ class Execution:
 
     def _remedy(self) -> Iterator[str]:
         view = self.view
-        if view.state not in ("failed", "cancelled"):
+        if view.state not in ("failed", "cancelled") or self.expired:
             return
         if (view.error or {}).get("final"):
             yield "It was not tried again, because the same would happen: remove the cause first."

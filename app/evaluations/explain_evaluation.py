@@ -29,11 +29,14 @@ class Evaluation:
     executions: Mapping[tuple[Kind, State], int]
     tokens: Tokens
     rules: Rules
+    transcripts_expired_at: datetime | None = None
+    mixed: Sequence[str] = ()
+    """What was not the same for all its samples, and may change what results mean."""
 
     def explain(self) -> list[str]:
         if self.state == "running":
             return [self._waits_for(), *self._cancelling(), *self._failed_so_far(), *self._spent()]
-        return [self._ended(), *self._spent(), *self._remedy()]
+        return [self._ended(), *self._mixed(), *self._spent(), *self._remedy()]
 
     def _waits_for(self) -> str:
         runs = self._runs
@@ -71,8 +74,16 @@ class Evaluation:
             wasted = f", {self.tokens.wasted:,} of them wasted by retries" if self.tokens.wasted else ""
             yield f"It has spent {many(self.tokens.spent, 'token')}{wasted}."
 
+    def _mixed(self) -> Iterator[str]:
+        if self.mixed:
+            yield f"Its samples were not all made by the same {', '.join(self.mixed)}: proctor show {self.id}"
+
     def _remedy(self) -> Iterator[str]:
         """What a retry would do. It goes for the runs; if none is to run again, for the report; without any, the plan."""
+        if self.transcripts_expired_at:
+            gone = span((self.now - self.transcripts_expired_at).total_seconds())
+            yield f"Its transcripts were deleted {gone} ago, so it cannot be retried: submit its spec anew to run it again."
+            return
         parts = [f"{n} {verb}" for state, verb in _AGAIN if (n := self._count("run", state))]
         runs = self._runs
         command = f"proctor retry {self.id}"

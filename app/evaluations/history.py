@@ -56,6 +56,8 @@ class History:
             executions={(row.kind, row.execution_state): row.n for row in counted},
             tokens=spent.tokens,
             rules=self.rules,
+            transcripts_expired_at=first.transcripts_expired_at,
+            mixed=[mixture["name"] for mixture in first.mixed_versions or () if mixture["flagged"]],
         )
         begun = [row for row in worst if row.rank < _UNTOUCHED]
         return EvaluationExplanation(
@@ -75,6 +77,7 @@ def _executions() -> Select[Any]:
         _v.state.label("evaluation_state"),
         _v.cancel_requested_at,
         _v.spec,
+        _v.transcripts_expired_at.is_not(None).label("expired"),
         attempts.scalar_subquery().label("attempts"),
         func.clock_timestamp().label("now"),
     ).join(evaluations, _v.id == _e.evaluation_id)
@@ -105,7 +108,15 @@ def _counted(evaluation_id: UUID) -> Select[Any]:
     """The evaluation, a row for each kind and state of its executions."""
     return (
         select(
-            *(_v.id, _v.state, _v.cancel_requested_at, _v.finished_at, _v.error),
+            *(
+                _v.id,
+                _v.state,
+                _v.cancel_requested_at,
+                _v.finished_at,
+                _v.error,
+                _v.transcripts_expired_at,
+                _v.mixed_versions,
+            ),
             *(_e.kind, _e.state.label("execution_state"), func.count().label("n")),
             func.clock_timestamp().label("now"),
         )
@@ -122,9 +133,16 @@ def _execution(row: Row[Any], rules: Rules) -> Execution:
         now=row.now,
         evaluation=row.evaluation_state,
         cancel_requested=row.cancel_requested_at is not None,
-        max_failures=row.spec.get("max_failures", Spec.model_fields["max_failures"].default),
+        max_failures=_max_failures(row.spec),
         rules=rules,
+        expired=row.expired,
     )
+
+
+def _max_failures(spec: Any) -> int:
+    """Of a stored spec, which need not be one that this version takes."""
+    stored = spec.get("max_failures") if isinstance(spec, Mapping) else None
+    return stored if isinstance(stored, int) else int(Spec.model_fields["max_failures"].default)
 
 
 def _attempt(attempt: Mapping[str, Any], row: Row[Any]) -> AttemptView:

@@ -23,8 +23,11 @@ from app.evaluations.views import EvaluationView as EvaluationView
 from app.evaluations.views import ExecutionView as ExecutionView
 from app.evaluations.views import SampleView as SampleView
 from app.ledger import EvaluationState
-from app.ledger_statements import SAMPLES_PAGE
+from app.ledger_statements import SAMPLES_PAGE, VERSIONS
 from app.spec import INT4
+from app.versions import mixed
+
+_EXPIRED = evaluations.c.transcripts_expired_at
 
 
 @dataclass(frozen=True)
@@ -35,7 +38,13 @@ class Reader:
         rows = await self.database.run(select(evaluations).where(evaluations.c.id == evaluation_id))
         if not rows:
             raise NotFound(f"There is no evaluation {evaluation_id}.")
-        return (await self._views(rows))[0]
+        view = (await self._views(rows))[0]
+        return await self._mixed_so_far(view) if view.state == "running" else view
+
+    async def _mixed_so_far(self, view: EvaluationView) -> EvaluationView:
+        """Its report will say so in the end."""
+        made = await self.database.run(VERSIONS, {"evaluation": view.id})
+        return view.model_copy(update={"mixed_versions": mixed((row.versions, row.samples) for row in made)})
 
     async def by_key(self, caller: str, idempotency_key: str) -> UUID | None:
         """The evaluation that the caller's key stands for, if there is one."""
@@ -61,13 +70,16 @@ class Reader:
 
     async def samples(self, evaluation_id: UUID, *, cursor: str | None = None, limit: int = 100) -> SamplePage:
         """In the dataset's order, epoch by epoch; those that have not run yet among them."""
-        await self.evaluation(evaluation_id)
+        rows = await self.database.run(select(_EXPIRED).where(evaluations.c.id == evaluation_id))
+        if not rows:
+            raise NotFound(f"There is no evaluation {evaluation_id}.")
+        kept = rows[0].transcripts_expired_at is None
         position, place = (0, 0) if cursor is None else _from_cursor(cursor, _place, _place)
         parameters = {"evaluation": evaluation_id, "position": position, "place": place, "most": limit + 1}
         rows = await self.database.run(SAMPLES_PAGE, parameters)
         page = rows[:limit]
         more = _to_cursor(page[-1].position, page[-1].place) if len(rows) > limit else None
-        return SamplePage(samples=[_sample(row) for row in page], next=more)
+        return SamplePage(samples=[_sample(row, kept) for row in page], next=more)
 
     async def execution(self, execution_id: str, rules: Rules | None = None) -> ExecutionView:
         """`rules`: the service's, for the explanation; by default what they are unless set otherwise."""
@@ -167,11 +179,15 @@ def _evaluation(row: Row[Any], counts: SampleCounts, spent: Spend) -> Evaluation
             "tokens": spent.tokens,
             "cost": spent.cost,
             "cancel_requested": row.cancel_requested_at is not None,
+            "mixed_versions": row.mixed_versions or [],
+            "log": None if row.transcripts_expired_at else row.log,
+            "transcripts_deleted_at": row.transcripts_expired_at,  # no link holds from the moment that it begins
         }
     )
 
 
-def _sample(row: Row[Any]) -> SampleView:
+def _sample(row: Row[Any], kept: bool) -> SampleView:
+    """`kept`: its transcript still is."""
     return SampleView(
         id=row.sample["id"],
         epoch=row.sample["epoch"],
@@ -182,7 +198,7 @@ def _sample(row: Row[Any]) -> SampleView:
         limit=row.limit,
         error=row.error or row.execution_error,
         duration=row.duration,
-        transcript=row.transcript,
+        transcript=row.transcript if kept else None,
         note=row.note,
         execution=row.execution,
         attempt=row.attempt,

@@ -58,6 +58,15 @@ class Submissions:
         state, armed = result
         if state == "running":
             raise Conflict(f"Evaluation {evaluation_id} is still running: cancel it, or wait until it has ended.")
+        if state == "expired":
+            raise Conflict(
+                f"The transcripts of evaluation {evaluation_id} were deleted, being older than is kept, so it could not be"
+                " reported again. Its results stand; to run it again, submit its spec anew."
+            )
+        if state == "tidied":
+            raise Conflict(
+                f"What is left over of evaluation {evaluation_id} is just being deleted: try again in a minute."
+            )
         if not armed:
             raise Conflict(f"Evaluation {evaluation_id} {state}, and none of its samples failed: nothing to retry.")
         await enqueue_due(self.ledger, self.queue)

@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from app.ledger import EvaluationState, Kind, Outcome, State
 from app.runner.messages import ErrorClass
+from app.versions import Mixture
 
 
 class _View(BaseModel):
@@ -49,6 +50,13 @@ class EvaluationView(_View):
     error: dict[str, Any] | None = None
     log: str | None = Field(default=None, description="URL of the merged Inspect log.")
     versions: dict[str, str] | None = Field(default=None, description="Packages that decide what a result means.")
+    mixed_versions: list[Mixture] = Field(
+        default_factory=list,
+        description="What was not the same for all samples that have a result. None: they are alike.",
+    )
+    transcripts_deleted_at: datetime | None = Field(
+        default=None, description="Its logs were deleted then, being older than is kept; what is shown here stays."
+    )
     created_at: datetime
     finished_at: datetime | None = None
 
@@ -94,6 +102,9 @@ class AttemptView(_View):
     tokens: int | None = Field(default=None, description="Spent by this attempt itself; of a running one, so far.")
     model_calls: int | None = None
     cost: float | None = Field(default=None, description="US dollars, where Inspect knows the prices.")
+    versions: dict[str, str] | None = Field(
+        default=None, description="By which it was made: packages, the task's own version, the container's image."
+    )
 
 
 class ExecutionView(_View):

@@ -135,20 +135,24 @@ class Progress(_Value):
 
 class Planned(_Value):
     """The samples that are to run, in the dataset's order, epoch by epoch. `whole`: they must be one execution, because
-    the task stops early by itself or makes its samples as it goes. `log`: the plan's log file."""
+    the task stops early by itself or makes its samples as it goes. `log`: the plan's log file. `task_version`: the task's
+    own word on it."""
 
     type: Literal["planned"] = "planned"
     task: str
     samples: tuple[SampleRef, ...]
     whole: bool
     log: str
+    task_version: str | None = None
 
 
 class Prepared(_Value):
-    """The samples are about to run. `no_checkpoints`: why their state is not saved, if it is not."""
+    """The samples are about to run. `no_checkpoints`: why their state is not saved, if it is not. `task_version`: the task's
+    own word on it."""
 
     type: Literal["prepared"] = "prepared"
     no_checkpoints: str | None = None
+    task_version: str | None = None
 
 
 class Paused(_Value):

@@ -41,6 +41,7 @@ def plan(job: Job, out: Writer) -> None:
             samples=tuple(SampleRef(id=id, epoch=epoch) for epoch in range(1, epochs + 1) for id in ids),
             whole=subject.whole,
             log=Path(log.location).name,
+            task_version=str(task.version),
         )
     )
 

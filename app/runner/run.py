@@ -27,7 +27,7 @@ def run(job: Job, out: Writer) -> Failure | None:
     task = subject.task if subject.whole else only(subject.task, job.samples, job.scored)
     checkpoints = configure(job.spec, task)
     told = hooks.register(out, Path(job.directory, LOGS))
-    out.send(Prepared(no_checkpoints=checkpoints.none_because))
+    out.send(Prepared(no_checkpoints=checkpoints.none_because, task_version=str(subject.task.version)))
     _, logs = eval_set(
         task,
         **options(job, subject),

@@ -1,7 +1,7 @@
 """Is it alive, and is it ready."""
 
 from fastapi import APIRouter
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 
 from app.database.preflight import look
 from app.errors import DatabaseUnavailable
@@ -15,19 +15,25 @@ class Health(BaseModel):
     status: str = "ok"
 
 
+class Readiness(Health):
+    tables: str = Field(description="Revision of the database's tables.")
+    ahead: bool = Field(description="They are newer than this version, and serve it too: a deploy is under way.")
+
+
 @router.get("/live")
 async def live() -> Health:
     """The process answers. It says nothing of the database: a restart would not mend that."""
     return Health()
 
 
-@router.get("/ready", response_model=Health, responses=responses(503))
-async def ready(services: ServicesDep) -> Health | ProblemResponse:
-    """It takes pushes: it is not about to end, and the database answers, lets it in and has the tables of this version."""
+@router.get("/ready", response_model=Readiness, responses=responses(503))
+async def ready(services: ServicesDep) -> Readiness | ProblemResponse:
+    """It takes pushes: it is not about to end, and the database answers, lets it in and has tables that serve this
+    version."""
     if services.executor.leases.draining:
         return problem(503, "Draining", "This worker is about to end. Others, or its successor, take what comes.")
     try:
-        await look(services.database)
+        found = await look(services.database)
     except DatabaseUnavailable as error:
         return problem(503, error.title, str(error))
-    return Health()
+    return Readiness(tables=found.revision, ahead=found.ahead)

@@ -54,6 +54,8 @@ class InlineAnswer(BaseModel):
 
 class SweepAnswer(BaseModel):
     enqueued: int = Field(description="Cloud Tasks created for executions that were due.")
+    transcripts_deleted: int = Field(description="Evaluations whose logs are gone now, being older than is kept.")
+    checkpoints_deleted: int = Field(description="Evaluations of which no checkpoint is left behind any more.")
 
 
 @router.post("/execute", responses=responses(400, 404, 409, 413, 422, 503))
@@ -101,6 +103,8 @@ async def _inline(spec: Spec, services: ServicesDep, caller: str, key: str | Non
 
 @router.post("/sweep", responses=responses(503))
 async def sweep(services: ServicesDep) -> SweepAnswer:
-    """Enqueues what is due: rows that never got their Cloud Task, leases that ran out, Cloud Tasks that are gone. To be
-    called every minute; many at once do no harm."""
-    return SweepAnswer(enqueued=await enqueue_due(services.executor.ledger, services.executor.queue))
+    """Enqueues what is due: rows that never got their Cloud Task, leases that ran out, Cloud Tasks that are gone. Then, for
+    a few seconds, deletes what is older than is kept. To be called every minute; many at once do no harm."""
+    enqueued = await enqueue_due(services.executor.ledger, services.executor.queue)
+    swept = await services.retention.sweep()
+    return SweepAnswer(enqueued=enqueued, transcripts_deleted=swept.transcripts, checkpoints_deleted=swept.checkpoints)

@@ -212,3 +212,16 @@ def test_no_text_of_others_is_read_as_markup_or_reaches_the_terminal_as_control(
 )
 def test_durations_are_in_their_two_largest_units(seconds: float, expected: str) -> None:
     assert cells.duration(seconds) == expected
+
+
+def test_what_was_mixed_and_what_is_gone_are_told() -> None:
+    mixed = [
+        {"name": "inspect_ai", "samples": {"0.3.285": 1, "0.3.286": 1500}, "flagged": True},
+        {"name": "container image", "samples": {"sha256:[a]": 1, "sha256:[b]": 1500}, "flagged": False},
+    ]
+    shown = lines(
+        display.evaluation({**VIEW, "mixed_versions": mixed, "transcripts_deleted_at": "2026-04-01T12:00:00Z"})
+    )
+    assert "mixed inspect_ai: 1 sample by 0.3.285, 1,500 samples by 0.3.286" in shown
+    assert "mixed container image: 1 sample by sha256:[a], 1,500 samples by sha256:[b]" in shown
+    assert "transcripts deleted on 2026-04-01, being older than is kept" in shown

@@ -89,6 +89,24 @@ CASES: dict[str, tuple[Evaluation, list[str]]] = {
             f"Of its 3 runs, 2 failed and 1 did not run to the end. To run those again: {RETRY}",
         ],
     ),
+    "of mixed versions": (
+        evaluation("succeeded", {**REPORTED, ("run", "succeeded"): 2}, mixed=["inspect_ai", "task version"]),
+        [
+            "It succeeded 60 s ago.",
+            f"Its samples were not all made by the same inspect_ai, task version: proctor show {ID}",
+        ],
+    ),
+    "failed long ago": (
+        evaluation(
+            "failed",
+            {**REPORTED, ("run", "failed"): 2},
+            transcripts_expired_at=NOW - timedelta(days=3),
+        ),
+        [
+            "It failed 60 s ago.",
+            "Its transcripts were deleted 3 days ago, so it cannot be retried: submit its spec anew to run it again.",
+        ],
+    ),
     "failed by its plan": (
         evaluation("failed", {("plan", "failed"): 1, ("report", "succeeded"): 1}),
         ["It failed 60 s ago.", f"To plan it again: {RETRY}"],

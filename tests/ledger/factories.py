@@ -102,6 +102,11 @@ async def make_due(database: Database, execution_id: str) -> None:
     await database.run(text(past), {"id": execution_id})
 
 
+async def end_days_ago(database: Database, evaluation: UUID, days: float) -> None:
+    past = "UPDATE evaluations SET finished_at = clock_timestamp() - make_interval(secs => :seconds) WHERE id = :id"
+    await database.run(text(past), {"id": evaluation, "seconds": days * 86_400})
+
+
 @contextmanager
 def lost_reply(engine: AsyncEngine) -> Iterator[list[str]]:
     """The next statement is carried out and committed, but the connection drops before its reply arrives. Yields the

@@ -28,6 +28,7 @@ from tests.ledger.factories import (
     SPEC,
     SUCCEEDED,
     claim,
+    end_days_ago,
     ended,
     errored,
     let_expire,
@@ -135,6 +136,18 @@ async def over(scene: Scene) -> Scene:
     return replace(scene, evaluation=await ended(scene.ledger, "failed", "succeeded", "cancelled"))
 
 
+async def long_over(scene: Scene) -> Scene:
+    scene = await over(scene)
+    await end_days_ago(scene.database, scene.evaluation, 100)
+    return scene
+
+
+async def checkpoints_expired(scene: Scene) -> Scene:
+    scene = await long_over(scene)
+    (expired,) = await scene.ledger.expire("checkpoints", days=99)
+    return replace(scene, attempt=expired)
+
+
 async def run_due(scene: Scene) -> Scene:
     scene = await runs_pending(scene)
     await scene.ledger.enqueued([Enqueue(f"{scene.evaluation}.2", 0)])  # a day out
@@ -156,7 +169,7 @@ def settling(settlement: Settlement) -> Act:
 
 
 def recording(ledger: Ledger, scene: Scene) -> Awaitable[Any]:
-    return ledger.record(scene.attempt.execution_id, scene.attempt.attempt, [scored(1), errored(1001)])
+    return ledger.record(scene.attempt.execution_id, scene.attempt.attempt, [scored(1), errored(1001)], {"m": "1"})
 
 
 def renewing(ledger: Ledger, scene: Scene) -> Awaitable[Any]:
@@ -193,6 +206,10 @@ def none(_: Any) -> list[Enqueue]:
     return []
 
 
+async def expiring(ledger: Ledger, scene: Scene) -> list[UUID]:
+    return [one.evaluation_id for one in await ledger.expire("transcripts", days=99)]
+
+
 RUN_ENDS = Settlement("succeeded", samples=[scored(2), scored(1002)], usage={"m": {"total_tokens": 5}}, cost=0.5)
 OPERATIONS = {
     "submit": Operation(nothing, lambda ledger, _: ledger.submit(SPEC, "user@example.com"), "submit"),
@@ -227,6 +244,11 @@ OPERATIONS = {
     "interrupted": Operation(run_taken_over, lambda ledger, scene: ledger.interrupted(scene.attempt), "interrupted"),
     "unfinished": Operation(run_claimed, lambda ledger, scene: ledger.unfinished(scene.evaluation), "unfinished"),
     "plan": Operation(plan_pending, lambda ledger, scene: ledger.plan(scene.evaluation), "plan"),
+    "versions": Operation(run_recorded, lambda ledger, scene: ledger.versions(scene.evaluation), "versions"),
+    "expire": Operation(long_over, expiring, "expire.transcripts", none),
+    "expired": Operation(
+        checkpoints_expired, lambda ledger, scene: ledger.expired("checkpoints", scene.attempt, done=True), "expired"
+    ),
     "to_report": Operation(report_claimed, lambda ledger, scene: ledger.to_report(scene.evaluation), "to_report"),
 }
 

@@ -122,13 +122,15 @@ SETTLED: dict[str, Any] = {
     "runs_due": 0.0,
     "usage": None,
     "cost": None,
-    "versions": None,
+    "versions": {"inspect_ai": "1"},
+    "mixed_versions": None,
     "end_state": "failed",
     "results": None,
     "end_usage": None,
     "end_error": None,
     "log": None,
 }
+EXPIRING = {"days": 0.0, "lease": 120.0}
 MINE = [{"id": f"{evaluation(n)}.51", "attempt": 1, "progress": {"tokens": 1}} for n in range(11, 161, 10)]
 FAN_OUT = [{"n": 20_000 + n, "samples": [{"id": n, "epoch": 1}]} for n in range(100)]
 
@@ -143,7 +145,7 @@ CASES: dict[str, tuple[TextClause, dict[str, Any]]] = {
     "claim what is held": (sql.CLAIM, CLAIMED | {"id": RUNNING}),
     "settle": (sql.SETTLE, SETTLED),
     "settle a fan-out": (sql.SETTLE, SETTLED | {"runs": FAN_OUT}),
-    "record": (sql.RECORD, {"id": RUNNING, "attempt": 1, "samples": [SAMPLE]}),
+    "record": (sql.RECORD, {"id": RUNNING, "attempt": 1, "samples": [SAMPLE], "versions": {"a": "1"}}),
     "renew": (sql.RENEW, {"mine": MINE, "lease": 120.0, "sweep": 120.0}),
     "cancel": (sql.CANCEL, {"evaluation": OPEN, "sweep": 120.0}),
     "lock to retry": (sql.LOCK_TO_RETRY, {"evaluation": OVER}),
@@ -159,6 +161,13 @@ CASES: dict[str, tuple[TextClause, dict[str, Any]]] = {
     "spend": (SPEND, {"ids": [OVER, OPEN]}),
     "interrupted": (sql.INTERRUPTED, {"id": RUNNING, "attempt": 2}),
     "scored": (sql.SCORED, {"id": RUNNING}),
+    "versions": (sql.VERSIONS, {"evaluation": OPEN}),
+    "expire transcripts": (sql.EXPIRE_TRANSCRIPTS, EXPIRING),
+    "expire checkpoints": (sql.EXPIRE_CHECKPOINTS, EXPIRING),
+    "expired": (
+        sql.EXPIRED,
+        {"evaluation": OVER, "until": "2026-01-01T00:00:00Z", "what": "transcripts", "done": True},
+    ),
     "to report": (sql.TO_REPORT, {"evaluation": OVER}),
     "plan": (sql.PLAN, {"id": f"{OPEN}.plan"}),
     "samples page": (sql.SAMPLES_PAGE, {"evaluation": LARGE, "position": 5000, "place": 1, "most": 100}),

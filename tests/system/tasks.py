@@ -133,6 +133,13 @@ def numbers(n: int = 4, how: str = "", sample: int = 1, epochs: int = 1) -> Task
 
 
 @task
+def versioned(file: str) -> Task:
+    """Its own version is what the file says: a deploy may change it."""
+    samples = [Sample(id=i, input=f"number {i}", target="x") for i in (1, 2, 3)]
+    return Task(dataset=samples, solver=[ask()], scorer=odd(), version=Path(file).read_text())
+
+
+@task
 def each(hows: list[str]) -> Task:
     """A sample for each."""
     samples = [Sample(id=i, input=f"number {i}", target="x") for i in range(1, len(hows) + 1)]

@@ -13,6 +13,7 @@ from uuid import UUID, uuid4
 import psutil
 import pytest
 from sqlalchemy import text
+from structlog.testing import capture_logs
 
 from app.evaluations.read import ExecutionView
 from app.execution import Answer, Push
@@ -22,9 +23,11 @@ from app.runner.messages import Failure, Job
 from app.runner.supervisor import Child
 from app.settings import load
 from app.spec import Spec
+from app.versions import IMAGE, TASK_VERSION, Mixture
 from app.web.state import Services
 from tests.conftest import own_database
-from tests.system.conftest import planned
+from tests.ledger.factories import SPEC, claim, scored, settle, submitted
+from tests.system.conftest import TASKS, fanned_out, planned
 
 PATIENCE = 60
 
@@ -173,3 +176,65 @@ async def test_a_report_of_a_failed_plan_says_why_the_plan_failed(services: Serv
 
 async def test_an_unknown_execution_is_told_so(services: Services) -> None:
     assert (await push(services, "nobody.1")).kind == "unknown"
+
+
+async def test_results_that_a_deploy_has_mixed_say_so(services: Services, tmp_path: Path) -> None:
+    """Two workers, of two versions, on one evaluation."""
+    version, ledger = tmp_path / "version", services.executor.ledger
+    old, new = [
+        replace(services.executor, settings=services.settings.model_copy(update={"image": image}))
+        for image in ("sha256:old", "sha256:new")
+    ]
+    version.write_text("7")
+    spec = Spec(task=f"{TASKS}@versioned", model="mockllm/model", task_args={"file": str(version)})
+    evaluation = (await ledger.submit(spec, "me")).evaluation_id
+    for part, executor, task_version in ((".plan", old, "7"), (".1", old, "7"), (".2", old, "7"), (".3", new, "8")):
+        version.write_text(task_version)
+        assert (await executor.execute(Push(f"{evaluation}{part}", alone=True))).state == "succeeded"
+    differing = [
+        Mixture(name=TASK_VERSION, samples={"7": 2, "8": 1}, flagged=True),
+        Mixture(name=IMAGE, samples={"sha256:new": 1, "sha256:old": 2}, flagged=False),
+    ]
+    assert (await services.reader.evaluation(evaluation)).mixed_versions == differing, "and while it runs"
+    with capture_logs() as logs:
+        assert (await new.execute(Push(f"{evaluation}.report", alone=True))).state == "succeeded"
+    assert [e["differing"][TASK_VERSION] for e in logs if e["event"] == "results of mixed versions"] == [
+        {"7": 2, "8": 1}
+    ]
+    ended = await services.reader.evaluation(evaluation)
+    assert (ended.state, ended.mixed_versions) == ("succeeded", differing)
+    (attempt,) = (await view(services, f"{evaluation}.3")).attempts
+    assert attempt.versions
+    assert attempt.versions.items() >= {"inspect_ai": "0.3.285", TASK_VERSION: "8", IMAGE: "sha256:new"}.items()
+    assert attempt.versions.keys() == {"python", "proctor", "inspect_ai", TASK_VERSION, IMAGE}
+
+
+@pytest.mark.parametrize("reached", ["plan", "1", "report"])
+async def test_a_stored_spec_that_this_version_does_not_take_ends_its_evaluation(
+    services: Services, reached: str
+) -> None:
+    """At once, with the reason, however far it had come; and what it was stays to be read."""
+    ledger, reader = services.executor.ledger, services.reader
+    evaluation = await submitted(ledger) if reached == "plan" else await fanned_out(ledger, SPEC, [1])
+    if reached == "report":
+        await settle(ledger, await claim(ledger, f"{evaluation}.1"), samples=[scored(1)])
+    renamed = (
+        'UPDATE evaluations SET spec = spec - \'model\' || \'{"modell": "m", "max_failures": "x"}\' WHERE id = :id'
+    )
+    await services.database.run(text(renamed), {"id": evaluation})
+    parts = (reached, "report") if reached != "report" else ("report",)
+    for part in parts:
+        answer = await push(services, f"{evaluation}.{part}")
+        assert (answer.kind, answer.state) == ("terminal", "failed")
+        assert "does not take the stored spec: model: Field required; max_failures: Input should be" in answer.message
+        assert "modell: Extra inputs are not permitted" in answer.message
+        assert (await push(services, f"{evaluation}.{part}")).kind == "terminal"
+        explained = (await reader.execution(f"{evaluation}.{part}")).explanation[0]
+        assert "(evaluation): This version of Proctor does not take the stored spec" in explained
+    seen = await reader.evaluation(evaluation)
+    assert (seen.state, seen.spec["modell"]) == ("failed", "m")
+    assert seen.error
+    assert seen.error["error_class"] == "evaluation"
+    assert seen.id in [one.id for one in (await reader.evaluations()).evaluations]
+    assert len((await reader.samples(evaluation)).samples) == (reached != "plan")
+    assert "does not take the stored spec" in (await reader.explanation(evaluation)).explanation[0]

@@ -7,6 +7,7 @@ import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from urllib.parse import urlsplit
 from uuid import uuid4
 
@@ -15,9 +16,12 @@ import httpx
 import pytest
 from structlog.testing import capture_logs
 
+from app.database.migrate import as_comment, newest_revision
 from app.errors import DatabaseRefused
 from app.main import create_app
 from app.settings import Settings, load
+from app.web.health import Readiness, ready
+from app.web.problems import ProblemResponse
 from tests.faults.proxy import Proxy
 
 INSTANCE = "projects/p/locations/us-central1/clusters/c/instances/i"
@@ -79,9 +83,27 @@ async def test_a_database_that_is_not_this_version_s_ends_the_service_with_one_l
     assert (code, line) == (2, "proctor: The database has no tables yet: run `proctor migrate`.")
     connection = await asyncpg.connect(database_url)
     await connection.execute("UPDATE alembic_version SET version_num = '9999'")
+    await connection.execute(f"COMMENT ON TABLE alembic_version IS '{as_comment('9998')}'")
     code, line = await last_words(tmp_path, database_url=database_url)
     assert code == 2
-    assert "is at revision 9999, which is newer than this version of Proctor" in line
+    assert f"is at revision 9999, which is newer than this version of Proctor ({newest_revision()})" in line
+    assert "and serves 9998 or later: deploy a newer version." in line
+    await connection.close()
+
+
+async def test_newer_tables_that_still_serve_this_version_do_not_stop_it(database_url: str, settings: Settings) -> None:
+    """A deploy migrates first: what serves meanwhile may be started again, and is ready."""
+    connection = await asyncpg.connect(database_url)
+    await connection.execute("UPDATE alembic_version SET version_num = '9999'")
+    await connection.execute(f"COMMENT ON TABLE alembic_version IS '{as_comment(newest_revision())}'")
+    app = create_app(settings.model_copy(update={"queue_endpoint": "127.0.0.1:9"}))
+    async with app.router.lifespan_context(app) as state:
+        asked = SimpleNamespace(**(state or {}))
+        assert await ready(asked.services) == Readiness(tables="9999", ahead=True)
+        await connection.execute("UPDATE alembic_version SET version_num = '0001'")
+        refused = await ready(asked.services)
+        assert isinstance(refused, ProblemResponse)
+        assert b"is at revision 0001, not" in bytes(refused.body)
     await connection.close()
 
 

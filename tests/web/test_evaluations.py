@@ -145,7 +145,12 @@ async def test_the_list_is_newest_first_filtered_and_paged(client: httpx.AsyncCl
 async def test_health(client: httpx.AsyncClient) -> None:
     for path in ("/health/live", "/health/ready"):
         response = await client.get(path)
-        assert (response.status_code, response.json()) == (200, {"status": "ok"})
+        assert (response.status_code, response.json()["status"]) == (200, "ok")
+
+
+async def test_a_sweep_says_what_it_did(client: httpx.AsyncClient) -> None:
+    swept = (await client.post("/tasks/sweep")).json()
+    assert swept.keys() == {"enqueued", "transcripts_deleted", "checkpoints_deleted"}
 
 
 async def test_the_api_describes_itself(client: httpx.AsyncClient) -> None:
