@@ -6,6 +6,7 @@ from typing import TypedDict
 
 import structlog
 from fastapi import FastAPI
+from opentelemetry.metrics import Meter
 
 from app.artifacts import Artifacts
 from app.database import preflight
@@ -15,9 +16,11 @@ from app.errors import DatabaseRefused, DatabaseUnavailable, SettingsError
 from app.evaluations.read import Reader
 from app.evaluations.submit import Submissions
 from app.execution import Executor
+from app.exporters import Telemetry, open_telemetry
 from app.inline import Inline
 from app.leases import Leases
 from app.ledger import Ledger, SweepTimes
+from app.metrics import NO_METER, QueueFigures, RunnerFigures
 from app.queue import open_queue
 from app.runner.supervisor import Supervisor
 from app.saved import Saved
@@ -25,6 +28,7 @@ from app.scratch import Scratch
 from app.settings import Settings, children_environment
 from app.web import evaluations, health, problems, tasks
 from app.web.state import Services
+from app.web.trace import IncomingTrace
 
 log = structlog.get_logger(__name__)
 
@@ -33,12 +37,14 @@ class State(TypedDict):
     services: Services
 
 
-def create_app(settings: Settings) -> FastAPI:
+def create_app(settings: Settings, telemetry: Telemetry | None = None) -> FastAPI:
+    """`telemetry`: instead of what the settings say."""
+
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[State]:
         async with AsyncExitStack() as stack:
             try:
-                services = await stack.enter_async_context(open_services(settings))
+                services = await stack.enter_async_context(open_services(settings, telemetry))
                 await first_look(services)
             except (DatabaseRefused, SettingsError) as refusal:
                 app.state.refused = refusal
@@ -51,24 +57,30 @@ def create_app(settings: Settings) -> FastAPI:
         summary="Runs long AI agent evaluations and never loses one.",
         lifespan=lifespan,
         version="0.1.0",
+        # the spans that matter are our own, and its log of what it could not validate would quote it
+        telemetry={"tracing": False, "metrics": False, "logs": False, "auto_configure": False},
     )
     app.state.refused = None
     app.state.leases = None
     problems.install(app)
     app.add_middleware(problems.BodyLimit, limit=settings.max_body)
+    app.add_middleware(IncomingTrace)
     for router in (evaluations.router, tasks.router, health.router):
         app.include_router(router)
     return app
 
 
 @asynccontextmanager
-async def open_services(settings: Settings) -> AsyncIterator[Services]:
+async def open_services(settings: Settings, given: Telemetry | None = None) -> AsyncIterator[Services]:
     async with AsyncExitStack() as stack:
-        engine = await stack.enter_async_context(open_engine(settings))
+        telemetry = given or await stack.enter_async_context(open_telemetry(settings))
+        tracer, meters = telemetry.tracer, telemetry.meter
+        figures = RunnerFigures(meters)
+        engine = await stack.enter_async_context(open_engine(settings, meters=meters))
         queue = await stack.enter_async_context(open_queue(settings))
-        supervisor = await stack.enter_async_context(Supervisor(children_environment(), refuse_held_session))
-        database = Database(engine, settings)
-        ledger = open_ledger(database, settings)
+        supervisor = await stack.enter_async_context(Supervisor(children_environment(), refuse_held_session, figures))
+        database = Database(engine, settings, meters)
+        ledger = open_ledger(database, settings, meters)
         artifacts = Artifacts(settings.artifacts)
         executor = Executor(
             ledger=ledger,
@@ -79,8 +91,10 @@ async def open_services(settings: Settings) -> AsyncIterator[Services]:
             supervisor=supervisor,
             leases=Leases(ledger, settings),
             settings=settings,
+            tracer=tracer,
+            figures=figures,
         )
-        submissions, reader = Submissions(ledger, queue), Reader(database)
+        submissions, reader = Submissions(ledger, queue, tracer), Reader(database)
         yield Services(
             settings=settings,
             database=database,
@@ -88,12 +102,20 @@ async def open_services(settings: Settings) -> AsyncIterator[Services]:
             submissions=submissions,
             reader=reader,
             inline=Inline(executor, submissions, reader),
+            queue_figures=QueueFigures(meters),
         )
 
 
-def open_ledger(database: Database, settings: Settings) -> Ledger:
+def open_ledger(database: Database, settings: Settings, meters: Meter = NO_METER) -> Ledger:
     sweep = SweepTimes(settings.sweep_after, settings.sweep_after_release, settings.sweep_after_enqueue)
-    return Ledger(database, lease=settings.lease, worker=settings.worker, revision=settings.revision, sweep=sweep)
+    return Ledger(
+        database,
+        lease=settings.lease,
+        worker=settings.worker,
+        revision=settings.revision,
+        sweep=sweep,
+        meters=meters,
+    )
 
 
 async def first_look(services: Services) -> None:

@@ -78,6 +78,7 @@ evaluations = Table(
     Column("versions", JSONB),
     _instant("created_at", default=True),
     _instant("finished_at"),
+    Column("traceparent", Text),  # W3C's, of the span in which it was submitted
     UniqueConstraint("created_by", "idempotency_key"),
     CheckConstraint(_in("state", EVALUATION_STATES), name="state"),
     CheckConstraint("remaining >= 0", name="remaining"),

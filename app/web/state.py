@@ -10,6 +10,7 @@ from app.evaluations.read import Reader
 from app.evaluations.submit import Submissions
 from app.execution import Executor
 from app.inline import Inline
+from app.metrics import QueueFigures
 from app.settings import Settings
 
 
@@ -21,6 +22,7 @@ class Services:
     submissions: Submissions
     reader: Reader
     inline: Inline
+    queue_figures: QueueFigures
 
 
 def services(request: Request) -> Services:

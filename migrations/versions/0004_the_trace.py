@@ -1,0 +1,23 @@
+"""The trace of an evaluation, for the Cloud Tasks that are made for it later and by others.
+
+Revision ID: 0004
+Revises: 0002
+"""
+
+from collections.abc import Sequence
+
+import sqlalchemy as sa
+from alembic import op
+
+revision: str = "0004"
+down_revision: str | None = "0002"
+branch_labels: str | Sequence[str] | None = None
+depends_on: str | Sequence[str] | None = None
+
+
+def upgrade() -> None:
+    op.add_column("evaluations", sa.Column("traceparent", sa.Text()))
+
+
+def downgrade() -> None:
+    op.drop_column("evaluations", "traceparent")
