@@ -12,6 +12,7 @@ from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import structlog
 from opentelemetry.metrics import Meter
 from opentelemetry.trace import Tracer
 
@@ -32,6 +33,7 @@ GOOGLE = "https://telemetry.googleapis.com"
 
 SCOPE = "https://www.googleapis.com/auth/cloud-platform"
 NAME = "proctor"
+log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True)
@@ -66,12 +68,15 @@ async def open_telemetry(settings: Settings) -> AsyncIterator[Telemetry]:
     try:
         yield Telemetry(tracers.get_tracer(NAME), meters.get_meter(NAME))
     finally:
-        await asyncio.shield(_within(FLUSH, tracers.shutdown, meters.shutdown))
+        if not await asyncio.shield(_within(FLUSH, tracers.shutdown, meters.shutdown)):
+            log.warning("the last traces and metrics could not be sent in time", seconds=FLUSH)
+            traces.shutdown()  # no more tries
+            metrics.shutdown()
 
 
-async def _within(seconds: float, *ends: Callable[[], None]) -> None:
+async def _within(seconds: float, *ends: Callable[[], None]) -> bool:
     """Calls them all at once, in threads that nobody waits for any longer than that: a collector that is gone must not
-    keep the process."""
+    keep the process. Whether all have returned."""
     loop = asyncio.get_running_loop()
     done = [asyncio.Event() for _ in ends]
 
@@ -87,6 +92,7 @@ async def _within(seconds: float, *ends: Callable[[], None]) -> None:
         async with asyncio.timeout(seconds):
             for event in done:
                 await event.wait()
+    return all(event.is_set() for event in done)
 
 
 def _resource(settings: Settings) -> "Resource":

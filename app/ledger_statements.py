@@ -349,15 +349,17 @@ FROM target t WHERE e.id = t.id
 """,
 )
 
-# How long what waits has been waiting: since it was made, or since the attempt that gave it back ended. Reads the partial
-# index of what is not terminal, and of each that was tried before its last attempt.
+# How long what waits has been waiting: since it was made, or since the attempt that gave it back ended. It reads all that
+# is pending, so it is for the sweep alone: once a minute, and only where somebody looks at the figure.
 WAITING = _statement(
     "waiting",
     """
 SELECT count(*) AS pending,
-       coalesce(extract(epoch FROM clock_timestamp() - min(coalesce(a.ended_at, e.created_at))), 0)::float8 AS oldest
-FROM task_executions e LEFT JOIN execution_attempts a ON a.execution_id = e.id AND a.attempt = e.attempt
-WHERE e.state = 'pending'
+       coalesce(extract(epoch FROM clock_timestamp() - min(
+         CASE e.attempt WHEN 0 THEN e.created_at
+                        ELSE (SELECT coalesce(a.ended_at, e.created_at) FROM execution_attempts a
+                              WHERE a.execution_id = e.id AND a.attempt = e.attempt) END)), 0)::float8 AS oldest
+FROM task_executions e WHERE e.state = 'pending'
 """,
 )
 

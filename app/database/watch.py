@@ -1,5 +1,6 @@
 """What becomes of pooled connections, counted where the pool tells of it."""
 
+import asyncio
 import time
 from typing import Any
 
@@ -42,7 +43,7 @@ def _in_use(engine: AsyncEngine) -> int:
 
 
 def _cause(error: BaseException | None) -> Replaced:
-    if error is None:
+    if error is None or isinstance(error, TimeoutError | asyncio.CancelledError):
         return "timeout"  # its session cut it: too slow, or not wanted any more
     if isinstance(error, InvalidatePoolError):
         return "ping"
