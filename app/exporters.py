@@ -70,7 +70,7 @@ async def open_telemetry(settings: Settings) -> AsyncIterator[Telemetry]:
     finally:
         if not await asyncio.shield(_within(FLUSH, tracers.shutdown, meters.shutdown)):
             log.warning("the last traces and metrics could not be sent in time", seconds=FLUSH)
-            traces.shutdown()  # no more tries
+            traces.shutdown()  # type: ignore[no-untyped-call]  # no more tries
             metrics.shutdown()
 
 

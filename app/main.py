@@ -73,7 +73,7 @@ def create_app(settings: Settings, telemetry: Telemetry | None = None) -> FastAP
 @asynccontextmanager
 async def open_services(settings: Settings, given: Telemetry | None = None) -> AsyncIterator[Services]:
     async with AsyncExitStack() as stack:
-        telemetry: Telemetry = given or await stack.enter_async_context(open_telemetry(settings))
+        telemetry = given if given is not None else await stack.enter_async_context(open_telemetry(settings))
         tracer, meters = telemetry.tracer, telemetry.meter
         figures = RunnerFigures(meters)
         engine = await stack.enter_async_context(open_engine(settings, meters=meters))

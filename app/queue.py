@@ -24,7 +24,6 @@ from google.protobuf.duration_pb2 import Duration
 from app.database.session import refuse_held_session
 from app.errors import SettingsError
 from app.ledger import Enqueue, Ledger
-from app.metrics import QueueFigures
 from app.settings import Settings
 from app.tracing import about, headers, span
 
@@ -144,10 +143,3 @@ async def enqueue_due(ledger: Ledger, queue: Queue) -> int:
         if created == 0:
             break
     return total
-
-
-async def sweep(ledger: Ledger, queue: Queue, figures: QueueFigures) -> int:
-    """What is called every minute. Only then is it asked how long things have been waiting: nothing polls."""
-    if figures.wanted:
-        figures.swept(*await ledger.waiting())
-    return await enqueue_due(ledger, queue)

@@ -9,6 +9,7 @@ from typing import Any
 import google.auth
 import pytest
 from google.auth.credentials import AnonymousCredentials
+from google.auth.exceptions import DefaultCredentialsError
 from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
@@ -132,7 +133,7 @@ async def test_without_its_extra_google_is_refused_in_one_line(monkeypatch: pyte
 
 async def test_without_credentials_google_is_refused_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     def nobody(**_: Any) -> Any:
-        raise google.auth.exceptions.DefaultCredentialsError("nobody")
+        raise DefaultCredentialsError("nobody")  # type: ignore[no-untyped-call]
 
     monkeypatch.setattr(google.auth, "default", nobody)
     with pytest.raises(SettingsError, match="needs Google credentials"):

@@ -8,11 +8,11 @@ import structlog
 from fastapi import APIRouter, Header, Request
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from app import queue
 from app.errors import Again, InvalidRequest, NotFound
 from app.evaluations.read import EvaluationView, SampleView
 from app.execution import Push
 from app.ledger import State
+from app.queue import enqueue_due
 from app.spec import Spec
 from app.tracing import HEADER, about
 from app.web.evaluations import IdempotencyKey
@@ -108,5 +108,7 @@ async def _inline(spec: Spec, services: ServicesDep, caller: str, key: str | Non
 async def sweep(services: ServicesDep) -> SweepAnswer:
     """Enqueues what is due: rows that never got their Cloud Task, leases that ran out, Cloud Tasks that are gone. To be
     called every minute; many at once do no harm."""
-    executor = services.executor
-    return SweepAnswer(enqueued=await queue.sweep(executor.ledger, executor.queue, services.queue_figures))
+    executor, figures = services.executor, services.queue_figures
+    if figures.wanted:  # only now is it asked how long things have been waiting: nothing polls
+        figures.swept(*await executor.ledger.waiting())
+    return SweepAnswer(enqueued=await enqueue_due(executor.ledger, executor.queue))
