@@ -30,7 +30,10 @@ from app.settings import Settings
 from app.tracing import NO_TRACER, about, begin, failed, span, tell
 
 PLAN_LOG = "plan.eval"
-RETRY_COUNT = "x-cloudtasks-taskretrycount"
+RETRY_COUNT, ETA = "x-cloudtasks-taskretrycount", "x-cloudtasks-tasketa"
+
+LOST = Settlement("interrupted", cause="lease lost")
+"""What an attempt came to that has lost the right to say so."""
 
 DEADLINE_PAUSE = 0.5
 """Share of the deadline's margin in which a child may finish its turn; the rest is for ending, shipping and settling."""
@@ -62,6 +65,16 @@ class Push:
         """How often the queue has delivered the Cloud Task before; None: it is not the queue's, or does not say."""
         count = (self.headers or {}).get(RETRY_COUNT, "")
         return int(count) if count.isdecimal() else None
+
+    @property
+    def queue_seconds(self) -> float | None:
+        """From when the queue meant to deliver it until it arrived, as far as two clocks agree; None: it does not say."""
+        try:
+            due = float((self.headers or {})[ETA])
+        except (KeyError, ValueError):
+            return None
+        arrived = time.time() - (time.monotonic() - self.began)
+        return round(arrived - due, 3)
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,27 +128,32 @@ class Executor:
             if (
                 push.headers
             ):  # the queue's: rows are committed before they are enqueued, so it is gone, and should not be
-                log.error("there is no such execution")
+                log.error("there is no such execution", execution=push.execution_id)
             return Answer("unknown", push.execution_id, "There is no such execution.")
         if not claim.granted:
             return _refused(claim)
         with structlog.contextvars.bound_contextvars(attempt=claim.attempt):
             tell(get_current_span(), attempt=claim.attempt, kind=claim.kind)
-            return await self._act(claim, push)
+            try:
+                return await self._act(claim, push)
+            except DatabaseUnavailable as error:
+                log.warning("the attempt could not be settled: another will take over", reason=str(error))
+                raise
 
     async def _act(self, claim: Claim, push: Push) -> Answer:
         cancellable, heard = claim.kind != "report", Heard()
         async with self.leases.hold(claim.execution_id, claim.attempt, cancellable=cancellable) as lease:
             settlement = foreseen(claim, self.settings.max_crashes) or await self._try(claim, push, lease, heard)
             if settlement is None:
+                _tell(claim, LOST, None, push, heard)
                 return _again(claim, "Another attempt holds it now.")
             lease.settling = True
             with span("settle", outcome=settlement.outcome) as settling:
                 settled = await self.ledger.settle(claim.execution_id, claim.attempt, settlement)
                 tell(settling, verdict=settled.verdict if settled else None)
+        _tell(claim, settlement, settled, push, heard)
         if settled is None or settled.verdict == "stale":
             return _again(claim, "Another attempt holds it now; nothing of this one was recorded.")
-        _tell(claim, settlement, settled, push, heard)
         if not push.alone:
             await self._enqueue_next(settled)
         await self._tidy(claim, settlement)
@@ -324,9 +342,9 @@ def _settled(claim: Claim, settlement: Settlement, settled: Settled) -> Answer:
     return Answer(kind, claim.execution_id, message, settled.state, claim.attempt, claim.evaluation_id)
 
 
-def _tell(claim: Claim, settlement: Settlement, settled: Settled, push: Push, heard: Heard) -> None:
-    """One line for each attempt, with its figures: what it spent itself, and what the service saw of its child. `retry`: how
-    often the queue had delivered this Cloud Task before."""
+def _tell(claim: Claim, settlement: Settlement, settled: Settled | None, push: Push, heard: Heard) -> None:
+    """One line for each attempt, with its figures: what it spent itself, and what the service saw of its child. `verdict`:
+    the ledger's; `retry`: how often the queue had delivered this Cloud Task before; `queue_seconds`: since it should have."""
     error, spent = settlement.error, heard.progress
     push_span = get_current_span()
     tell(push_span, outcome=settlement.outcome)
@@ -336,7 +354,9 @@ def _tell(claim: Claim, settlement: Settlement, settled: Settled, push: Push, he
         "attempt ended",
         kind=claim.kind,
         outcome=settlement.outcome,
-        state=settled.state,
+        verdict=settled.verdict if settled else None,
+        state=settled.state if settled else None,
+        queue_seconds=push.queue_seconds,
         seconds=round(time.monotonic() - push.began, 3),
         samples=len(settlement.samples),
         model_calls=spent.model_calls if spent else 0,
@@ -354,6 +374,7 @@ def _tell(claim: Claim, settlement: Settlement, settled: Settled, push: Push, he
 
 
 def _of_ours(error: Failure) -> str | None:
-    """The first line of an error in our own words. Others' words stay out of the log: what a task, its agent or a model's
-    provider raises may quote the prompt. The ledger has them."""
-    return error.message.splitlines()[0] if error.error_class in ("infrastructure", "cancelled") else None
+    """The first line of an error in our own words, which has no traceback. Others' words stay out of the log: what a task,
+    its agent or a model's provider raises may quote the prompt. The ledger has them."""
+    ours = error.traceback is None and error.error_class in ("infrastructure", "cancelled", "limit")
+    return error.message.splitlines()[0] if ours else None

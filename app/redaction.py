@@ -17,8 +17,11 @@ _PATTERNS = (
     (re.compile(r"\b(Bearer|Basic)\s+[\w.~+/=-]{6,}", re.IGNORECASE), rf"\1 {REDACTED}"),
     (re.compile(r"([a-z][a-z0-9+.-]*://[^\s:/@]*):[^\s/]+@", re.IGNORECASE), rf"\1:{REDACTED}@"),
     (re.compile(r"\b(password|passwd|pwd)(['\"]?\s*[=:]\s*)[^\s,;)}&]+", re.IGNORECASE), rf"\1\2{REDACTED}"),
-    # pydantic quotes its input in what it raises
+    # pydantic, asyncpg and Postgres quote what they were given in what they raise
     (re.compile(r"input_value=.*?(?=, input_type=)", re.DOTALL), f"input_value={REDACTED}"),
+    (re.compile(r"(invalid input for query argument \$\d+:) .*"), rf"\1 {REDACTED}"),
+    (re.compile(r"(invalid input syntax for type [\w ]+:) .*"), rf"\1 {REDACTED}"),
+    (re.compile(r"DETAIL:.*?(?=\n(?:HINT:|\[SQL|The above|During handling)|\Z)", re.DOTALL), f"DETAIL: {REDACTED}"),
 )
 
 

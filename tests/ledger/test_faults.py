@@ -194,6 +194,8 @@ def none(_: Any) -> list[Enqueue]:
 
 
 RUN_ENDS = Settlement("succeeded", samples=[scored(2), scored(1002)], usage={"m": {"total_tokens": 5}}, cost=0.5)
+
+
 async def how_many_wait(ledger: Ledger, _: Any) -> int:
     """How long they have is another number each time."""
     return (await ledger.waiting())[1]

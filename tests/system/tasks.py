@@ -143,6 +143,8 @@ def leak(marker: str, quiet: int) -> Solver:
             return state
         if state.sample_id == quiet + 1:
             raise RuntimeError(marker)
+        if state.sample_id == quiet + 2:
+            raise OSError(marker)
         os.kill(os.getpid(), signal.SIGKILL)
         return state
 
@@ -151,8 +153,8 @@ def leak(marker: str, quiet: int) -> Solver:
 
 @task
 def marked(marker: str) -> Task:
-    """Three samples whose prompt is the marker: one is scored, one raises it, one crashes after printing it."""
-    samples = [Sample(id=i, input=marker, target=marker) for i in range(1, 4)]
+    """Four samples whose prompt is the marker: one is scored, two raise it, one crashes after printing it."""
+    samples = [Sample(id=i, input=marker, target=marker) for i in range(1, 5)]
     return Task(dataset=samples, solver=[leak(marker, 1), ask()], scorer=odd())
 
 

@@ -133,11 +133,17 @@ async def test_duplicates_and_take_overs_are_seen_in_the_metrics_and_in_the_trac
     assert (await client.post("/tasks/execute", json={"execution_id": execution})).status_code == 409
     assert recorded.value(CLAIMS, kind="run", verdict="held") > held
     await expire(stack, execution)
-    taking = asyncio.create_task(client.post("/tasks/execute", json={"execution_id": execution}))
-    (first,) = await recorded.until(1, "push", execution=execution, attempt=1, kind="run")
-    assert told(first, "answer") == "again", "of the attempt that was superseded nothing is recorded"
-    flag.touch()
-    await taking
+    with logged(stack.settings) as logs:
+        taking = asyncio.create_task(client.post("/tasks/execute", json={"execution_id": execution}))
+        (first,) = await recorded.until(1, "push", execution=execution, attempt=1, kind="run")
+        assert told(first, "answer") == "again", "of the attempt that was superseded nothing is recorded"
+        flag.touch()
+        await taking
+    lines = [line for line in logs.saying("attempt ended") if line["execution"] == execution]
+    assert [(line["attempt"], line["outcome"], line["cause"]) for line in lines] == [
+        (1, "interrupted", "lease lost"),
+        (2, "succeeded", None),
+    ]
     assert (await ended(client, evaluation))["state"] == "succeeded"
     assert recorded.value(CLAIMS, kind="run", verdict="taken over") == taken + 1
     assert recorded.value(RETRIES, cause="lease lost") == lost + 1
@@ -165,6 +171,7 @@ async def test_each_attempt_ends_with_one_line_that_has_its_figures(client: http
     assert (ran["execution"], ran["attempt"], ran["severity"]) == (f"{evaluation}.1", 1, "INFO")
     assert (ran["outcome"], ran["state"], ran["samples"], ran["retry"]) == ("succeeded", "succeeded", 1, 0)
     assert (ran["tokens"], ran["model_calls"], ran["error"]) == (15, 1, None)
+    assert -1 < ran["queue_seconds"] < 60
     assert 0 < ran["start_seconds"] < ran["seconds"]
     assert ran["memory_peak_bytes"] > 2**20
     labels = ran["logging.googleapis.com/labels"]
@@ -195,6 +202,7 @@ async def test_no_prompt_is_logged_or_traced_and_every_line_says_what_it_is_abou
     assert [line for line in mine if "execution" not in line and line["message"] != "evaluation submitted"] == []
     (crashed, *_) = [line for line in mine if line.get("outcome") == "interrupted"]
     assert crashed["error"] == "it was killed by SIGKILL, perhaps for want of memory"
+    assert {line["error_class"] for line in mine if line.get("outcome") == "failed"} >= {"evaluation", "infrastructure"}
     found = await samples(client, evaluation)
     assert any(marker in str(sample) for sample in found), "it was there to be told"
     assert not any(marker in str((s.attributes, s.events, s.status.description)) for s in recorded.spans())
