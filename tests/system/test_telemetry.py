@@ -69,6 +69,16 @@ async def test_the_span_of_a_child_tells_its_life_and_each_statement_has_its_nam
     assert (names(recorded.below(claim)), told(claim, "verdict")) == (["ledger.claim"], "claimed")
 
 
+async def test_an_evaluation_in_one_request_is_one_trace_too(client: httpx.AsyncClient, recorded: Recorded) -> None:
+    headers = {"Idempotency-Key": str(uuid4())}
+    answer = await client.post("/tasks/execute", json={"evaluation": spec(task_args={"n": 1})}, headers=headers)
+    evaluation = answer.json()["evaluation"]["id"]
+    (submitted,) = recorded.spans("submit", evaluation=evaluation)
+    pushes = recorded.spans("push", evaluation=evaluation)
+    assert [told(push, "kind") for push in pushes] == ["plan", "run", "report"]
+    assert {push.parent.span_id for push in pushes if push.parent} == {id_of(submitted)}
+
+
 async def test_what_a_proxy_makes_of_the_trace_does_not_break_it(client: httpx.AsyncClient, recorded: Recorded) -> None:
     """Cloud Run's front end writes a `traceparent` of its own, with another parent and its own mind about sampling."""
     execution = f"{uuid4()}.1"
