@@ -179,7 +179,7 @@ class Executor:
                 return job
             shipping = Shipping(self.artifacts, job, lambda: self._further(claim))
             last = interrupted[0] if interrupted else None
-            ear = Ear(self.ledger, self.artifacts, job, lease, shipping, last, self.figures, heard)
+            ear = Ear(self.ledger, self.artifacts, job, lease, shipping, last, figures=self.figures, heard=heard)
             with span("run", kind=claim.kind, resumes=job.resumes) as running:
                 async with shipping, self.supervisor.run(job) as child:
                     why = await self._listen(child, lease, push, ear)

@@ -96,8 +96,8 @@ async def _within(seconds: float, *ends: Callable[[], None]) -> bool:
 
 
 def _resource(settings: Settings) -> "Resource":
-    """Who tells. On Google Cloud also where: Monitoring wants the project and the location, and if the platform does not
-    say, the queue's name does."""
+    """Who tells. On Google Cloud also where: it wants the project and, for metrics, the location (Telemetry API, v1.metrics).
+    Where the platform does not say, the queue's name does."""
     from opentelemetry.sdk.resources import Resource
 
     resource = Resource.create(

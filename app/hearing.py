@@ -47,6 +47,7 @@ class Ear:
         lease: Lease,
         shipping: Shipping,
         interrupted: int | None,
+        *,
         figures: RunnerFigures,
         heard: Heard,
     ) -> None:

@@ -94,7 +94,7 @@ async def open_services(settings: Settings, given: Telemetry | None = None) -> A
             tracer=tracer,
             figures=figures,
         )
-        submissions, reader = Submissions(ledger, queue, tracer), Reader(database)
+        submissions, reader = Submissions(ledger, queue, tracer=tracer), Reader(database)
         yield Services(
             settings=settings,
             database=database,

@@ -4,8 +4,9 @@ The context of the span `submit` is kept with the evaluation and goes into the h
 whomever: the push that fans out, a retry, the sweeper. So all pushes of an evaluation are children of its `submit`.
 
 It goes there twice. `traceparent` lets the platform's own spans and request log join the trace; but on its way through
-Cloud Run's front end it gets another parent and another sampling decision, so what a push goes by is `HEADER`, which
-nobody else writes. What came in as `traceparent` becomes a link. For the same reason `submit` begins a trace of its own.
+Cloud Run's front end it gets another parent and another sampling decision (Cloud Run's documentation: at most one request
+in ten seconds of an instance is sampled), so what a push goes by is `HEADER`, which nobody else writes. What came in as
+`traceparent` becomes a link. For the same reason `submit` begins a trace of its own.
 
 The tracer travels with the context: who is below a span that records makes children of it, anybody else makes nothing.
 """

@@ -11,6 +11,7 @@ from alembic import op
 
 revision: str = "0004"
 down_revision: str | None = "0002"
+serves_from: str = "0001"  # code that knows nothing of the column runs on
 branch_labels: str | Sequence[str] | None = None
 depends_on: str | Sequence[str] | None = None
 
