@@ -12,6 +12,7 @@ from typing import Any, Literal
 from uuid import UUID, uuid4
 
 import structlog
+from opentelemetry.trace import Tracer, get_current_span
 
 from app.artifacts import Artifacts
 from app.containment import Contained
@@ -19,6 +20,7 @@ from app.errors import DatabaseUnavailable
 from app.hearing import Ear
 from app.leases import Lease, Leases
 from app.ledger import Claim, Ledger, Settled, Settlement, State
+from app.metrics import RunnerFigures
 from app.outcomes import Heard, Stopped, crashed, foreseen, nothing_to_report, planned, ran, reported, stopped
 from app.queue import Queue, enqueue, enqueue_due
 from app.runner.messages import ENDED, LOGS, Failure, Job
@@ -26,9 +28,14 @@ from app.runner.supervisor import Child, Supervisor
 from app.saved import Saved, Shipping
 from app.scratch import Scratch
 from app.settings import Settings
-from app.versions import mixed
+from app.tracing import NO_TRACER, about, begin, failed, span, tell
+from app.versions import IMAGE, mixed
 
 PLAN_LOG = "plan.eval"
+RETRY_COUNT, ETA = "x-cloudtasks-taskretrycount", "x-cloudtasks-tasketa"
+
+LOST = Settlement("interrupted", cause="lease lost")
+"""What an attempt came to that has lost the right to say so."""
 
 DEADLINE_PAUSE = 0.5
 """Share of the deadline's margin in which a child may finish its turn; the rest is for ending, shipping and settling."""
@@ -45,14 +52,31 @@ log = structlog.get_logger(__name__)
 class Push:
     """One delivery of an execution. `headers`: the queue's, for the history; `began`: when it arrived (monotonic seconds);
     `alone`: whoever pushes also pushes what comes next, so it is not enqueued; `runs_due`: seconds until the sweeper may
-    enqueue what a plan fans out to, should they fail to."""
+    enqueue what a plan fans out to, should they fail to; `traceparent`: of the evaluation's trace."""
 
     execution_id: str
     headers: dict[str, str] | None = None
     alone: bool = False
     runs_due: float = 0
+    traceparent: str | None = None
     began: float = field(default_factory=time.monotonic)
     claim_id: UUID = field(default_factory=uuid4)
+
+    @property
+    def retry_count(self) -> int | None:
+        """How often the queue has delivered the Cloud Task before; None: it is not the queue's, or does not say."""
+        count = (self.headers or {}).get(RETRY_COUNT, "")
+        return int(count) if count.isdecimal() else None
+
+    @property
+    def queue_seconds(self) -> float | None:
+        """From when the queue meant to deliver it until it arrived, as far as two clocks agree; None: it does not say."""
+        try:
+            due = float((self.headers or {})[ETA])
+        except (KeyError, ValueError):
+            return None
+        arrived = time.time() - (time.monotonic() - self.began)
+        return round(arrived - due, 3)
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,13 +105,28 @@ class Executor:
     contained: Contained
     leases: Leases
     settings: Settings
+    tracer: Tracer = NO_TRACER
+    figures: RunnerFigures = field(default_factory=RunnerFigures)
 
     async def execute(self, push: Push) -> Answer:
         """Claims, runs, settles, enqueues what comes next, and answers. Raises only what is nobody's outcome:
         `DatabaseUnavailable`, and mistakes of ours."""
+        fields = about(push.execution_id)
+        with (
+            structlog.contextvars.bound_contextvars(**fields),
+            begin(self.tracer, "push", push.traceparent, **fields, retry_count=push.retry_count) as span,
+        ):
+            answer = await self._execute(push)
+            tell(span, answer=answer.kind, state=answer.state)
+            return answer
+
+    async def _execute(self, push: Push) -> Answer:
         if self.leases.draining:
             return Answer("again", push.execution_id, "This worker is about to end: another will take it.")
-        claim = await self.ledger.claim(push.execution_id, push.claim_id, push.headers)
+        with span("claim") as claiming:
+            claim = await self.ledger.claim(push.execution_id, push.claim_id, push.headers)
+            if claim is not None:
+                tell(claiming, verdict=claim.verdict, attempt=claim.attempt)
         if claim is None:
             if (
                 push.headers
@@ -96,49 +135,60 @@ class Executor:
             return Answer("unknown", push.execution_id, "There is no such execution.")
         if not claim.granted:
             return _refused(claim)
-        with structlog.contextvars.bound_contextvars(
-            evaluation=str(claim.evaluation_id), execution=claim.execution_id, attempt=claim.attempt
-        ):
-            return await self._act(claim, push)
+        with structlog.contextvars.bound_contextvars(attempt=claim.attempt):
+            tell(get_current_span(), attempt=claim.attempt, kind=claim.kind)
+            try:
+                return await self._act(claim, push)
+            except DatabaseUnavailable as error:
+                log.warning("the attempt could not be settled: another will take over", reason=str(error))
+                raise
 
     async def _act(self, claim: Claim, push: Push) -> Answer:
-        cancellable = claim.kind != "report"
+        image = self.settings.image
+        cancellable, heard = claim.kind != "report", Heard(versions={IMAGE: image} if image else {})
         async with self.leases.hold(claim.execution_id, claim.attempt, cancellable=cancellable) as lease:
-            settlement = foreseen(claim, self.settings.max_crashes) or await self._try(claim, push, lease)
+            settlement = foreseen(claim, self.settings.max_crashes) or await self._try(claim, push, lease, heard)
             if settlement is None:
+                _tell(claim, LOST, None, push, heard)
                 return _again(claim, "Another attempt holds it now.")
             lease.settling = True
-            settled = await self.ledger.settle(claim.execution_id, claim.attempt, settlement)
+            with span("settle", outcome=settlement.outcome) as settling:
+                settled = await self.ledger.settle(claim.execution_id, claim.attempt, settlement)
+                tell(settling, verdict=settled.verdict if settled else None)
+        _tell(claim, settlement, settled, push, heard)
         if settled is None or settled.verdict == "stale":
             return _again(claim, "Another attempt holds it now; nothing of this one was recorded.")
-        _tell(claim, settlement, settled, push)
         if not push.alone:
             await self._enqueue_next(settled)
         await self._tidy(claim, settlement)
         return _settled(claim, settlement, settled)
 
-    async def _try(self, claim: Claim, push: Push, lease: Lease) -> Settlement | None:
+    async def _try(self, claim: Claim, push: Push, lease: Lease, heard: Heard) -> Settlement | None:
         """A mistake of ours must not hold the execution until its lease ends, nor come back for ever."""
         try:
-            return await self._attempt(claim, push, lease)
+            return await self._attempt(claim, push, lease, heard)
         except DatabaseUnavailable:
             raise
         except Exception as error:
             log.exception("the attempt failed unexpectedly")
             return crashed(Heard(crash=f"The worker met an unexpected {type(error).__name__}: {error}"))
 
-    async def _attempt(self, claim: Claim, push: Push, lease: Lease) -> Settlement | None:
+    async def _attempt(self, claim: Claim, push: Push, lease: Lease, heard: Heard) -> Settlement | None:
         """None: the lease was lost, and with it the right to say anything."""
         async with self.scratch.folder(claim.execution_id, claim.attempt) as directory:
-            interrupted = await self.ledger.interrupted(claim)
-            job = await self._prepare(claim, directory, interrupted)
+            with span("prepare"):
+                interrupted = await self.ledger.interrupted(claim)
+                job = await self._prepare(claim, directory, interrupted)
             if isinstance(job, Settlement):
                 return job
             shipping = Shipping(self.artifacts, job, lambda: self._further(claim))
             last = interrupted[0] if interrupted else None
-            ear = Ear(self.ledger, self.artifacts, job, lease, shipping, last, self.settings.image)
-            async with shipping, self.supervisor.run(job) as child:
-                why = await self._listen(child, lease, push, ear)
+            ear = Ear(self.ledger, self.artifacts, job, lease, shipping, last, figures=self.figures, heard=heard)
+            with span("run", kind=claim.kind, resumes=job.resumes) as running:
+                async with shipping, self.supervisor.run(job) as child:
+                    why = await self._listen(child, lease, push, ear)
+                heard.memory_peak_bytes = child.peak_bytes
+                tell(running, stopped=why, memory_peak_bytes=child.peak_bytes)
             if why == "lost":
                 return None
             if why is None and ear.heard.crash is None:
@@ -300,17 +350,39 @@ def _settled(claim: Claim, settlement: Settlement, settled: Settled) -> Answer:
     return Answer(kind, claim.execution_id, message, settled.state, claim.attempt, claim.evaluation_id)
 
 
-def _tell(claim: Claim, settlement: Settlement, settled: Settled, push: Push) -> None:
-    """One line for each attempt, with its figures."""
-    error: Failure | None = settlement.error
+def _tell(claim: Claim, settlement: Settlement, settled: Settled | None, push: Push, heard: Heard) -> None:
+    """One line for each attempt, with its figures: what it spent itself, and what the service saw of its child. `verdict`:
+    the ledger's; `retry`: how often the queue had delivered this Cloud Task before; `queue_seconds`: since it should have."""
+    error, spent = settlement.error, heard.progress
+    push_span = get_current_span()
+    tell(push_span, outcome=settlement.outcome)
+    if error:
+        failed(push_span, error.error_class)
     log.info(
         "attempt ended",
         kind=claim.kind,
         outcome=settlement.outcome,
-        state=settled.state,
+        verdict=settled.verdict if settled else None,
+        state=settled.state if settled else None,
+        queue_seconds=push.queue_seconds,
         seconds=round(time.monotonic() - push.began, 3),
         samples=len(settlement.samples),
+        model_calls=spent.model_calls if spent else 0,
+        tokens=spent.tokens if spent else 0,
         cost=settlement.cost,
-        error=error.message if error else None,
+        start_seconds=round(heard.start_seconds, 3) if heard.start_seconds is not None else None,
+        memory_peak_bytes=heard.memory_peak_bytes,
+        failures=claim.failures,
+        crashes=claim.crashes,
+        retry=push.retry_count,
+        cause=settlement.cause,
         error_class=error.error_class if error else None,
+        error=_of_ours(error) if error else None,
     )
+
+
+def _of_ours(error: Failure) -> str | None:
+    """The first line of an error in our own words, which has no traceback. Others' words stay out of the log: what a task,
+    its agent or a model's provider raises may quote the prompt. The ledger has them."""
+    ours = error.traceback is None and error.error_class in ("infrastructure", "cancelled", "limit")
+    return error.message.splitlines()[0] if ours else None

@@ -1,6 +1,7 @@
 """Takes in what a child says, and acts on it while the child goes on: results are recorded, checkpoints shipped."""
 
 import asyncio
+import time
 from pathlib import Path
 
 import structlog
@@ -9,9 +10,11 @@ from app.artifacts import Artifacts
 from app.errors import DatabaseUnavailable
 from app.leases import Lease
 from app.ledger import Ledger
+from app.metrics import RunnerFigures
 from app.outcomes import Heard, unheard
 from app.runner.messages import (
     ENDED,
+    NOT_KEPT,
     Checkpointed,
     Done,
     Job,
@@ -23,11 +26,13 @@ from app.runner.messages import (
     Reported,
     SampleEnded,
     SampleResult,
+    Spent,
     Started,
 )
 from app.runner.supervisor import Child, Crashed
 from app.saved import Shipping
-from app.versions import IMAGE, TASK_VERSION
+from app.tracing import event
+from app.versions import TASK_VERSION
 
 log = structlog.get_logger(__name__)
 
@@ -44,9 +49,11 @@ class Ear:
         lease: Lease,
         shipping: Shipping,
         interrupted: int | None,
-        image: str = "",
+        *,
+        figures: RunnerFigures,
+        heard: Heard,
     ) -> None:
-        self.heard = Heard(versions={IMAGE: image} if image else {})
+        self.heard = heard
         self.paused: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         """Done when the child, told to wind down, has saved the state of all its samples."""
         self._ledger = ledger
@@ -55,12 +62,38 @@ class Ear:
         self._lease = lease
         self._shipping = shipping
         self._interrupted = interrupted
+        self._figures = figures
         self._wanted = [sample for sample in job.samples if sample not in job.scored]
 
     async def hear(self, child: Child) -> None:
         """Returns when it has said its last word."""
         async for message in child:
+            self._count(message, child)
             await self._take(message)
+
+    def _count(self, message: Message | Crashed, child: Child) -> None:
+        """For the metrics, and as events of the child's span."""
+        since = time.monotonic() - child.began
+        kind = self._job.kind
+        match message:
+            case Started():
+                self.heard.start_seconds = since
+                self._figures.started(since, "started", kind)
+                event("started")
+            case Prepared():
+                self._figures.started(since, "first sample", kind)
+                event("first sample")
+            case Progress(providers=now):
+                before = self.heard.progress.providers if self.heard.progress else {}
+                for provider, spent in now.items():
+                    known = before.get(provider, Spent())
+                    if spent != known:
+                        self._figures.spent(provider, spent.tokens - known.tokens, spent.cost - known.cost)
+            case Checkpointed(number=number):
+                event("checkpoint", number=number)
+            case SampleEnded(result=result):
+                error_class = result.error.error_class if result.error else None
+                event("sample ended", sample=result.sample.id, epoch=result.sample.epoch, error_class=error_class)
 
     async def _take(self, message: Message | Crashed) -> None:
         heard = self.heard
@@ -74,7 +107,7 @@ class Ear:
                 self._tell_of_resumption()
             case Progress():
                 heard.progress = message
-                self._lease.progress = message.model_dump(exclude={"type"})
+                self._lease.progress = message.model_dump(exclude=NOT_KEPT)
             case Planned():
                 heard.planned = message
                 self._note_task_version(message.task_version)

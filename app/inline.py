@@ -9,6 +9,8 @@ import time
 from dataclasses import dataclass
 from uuid import UUID, uuid4
 
+from opentelemetry.trace import Span
+
 from app.errors import Conflict, InvalidRequest
 from app.evaluations.read import Reader
 from app.evaluations.submit import Submissions
@@ -16,6 +18,7 @@ from app.execution import Executor, Push
 from app.runner.messages import Done, Job, Planned
 from app.runner.supervisor import Crashed
 from app.spec import Spec
+from app.tracing import begin, tell, to_text
 
 RUNS_DUE = 600
 """Seconds after which the sweeper may enqueue runs that this request left behind. Ours: as after a release."""
@@ -32,11 +35,16 @@ class Inline:
 
     async def run(self, spec: Spec, caller: str, key: str) -> UUID:
         """The evaluation, at its end. A spec that cannot run, or has too many samples, is refused and leaves no trace."""
+        with begin(self.executor.tracer, "submit") as span:
+            return await self._run(spec, caller, key, span)
+
+    async def _run(self, spec: Spec, caller: str, key: str, span: Span) -> UUID:
         began = time.monotonic()
         self.submissions.allowed.check(spec)  # before its code is loaded
         if await self.reader.by_key(caller, key) is None:
             await self._check(spec)
         evaluation = (await self.submissions.register(spec, caller, key)).evaluation_id
+        tell(span, evaluation=evaluation)
         limit = asyncio.Semaphore(AT_ONCE)
         while unfinished := await self.executor.ledger.unfinished(evaluation):
             pushes = [self._push(evaluation, execution_id, began, limit) for execution_id in unfinished]
@@ -48,7 +56,8 @@ class Inline:
 
     async def _push(self, evaluation: UUID, execution_id: str, began: float, limit: asyncio.Semaphore) -> None:
         async with limit:
-            answer = await self.executor.execute(Push(execution_id, alone=True, runs_due=RUNS_DUE, began=began))
+            push = Push(execution_id, alone=True, runs_due=RUNS_DUE, traceparent=to_text(), began=began)
+            answer = await self.executor.execute(push)
         if answer.kind == "again" and answer.state != "pending":
             raise Conflict(f"{answer.message} See GET /evaluations/{evaluation}.")
 

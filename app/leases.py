@@ -17,6 +17,7 @@ import structlog
 from app.errors import DatabaseUnavailable
 from app.ledger import Held, Ledger, Renewal
 from app.settings import Settings
+from app.tracing import about
 
 RETRY_EVERY = 2.0
 """Seconds between two tries of a renewal that failed. DESIGN's number, ours."""
@@ -44,7 +45,7 @@ class Lease:
 
     def end(self, reason: Reason) -> None:
         if not self.ended.done():
-            log.warning("attempt must stop", execution=self.execution_id, attempt=self.attempt, reason=reason)
+            log.warning("attempt must stop", **about(self.execution_id, self.attempt), reason=reason)
             self.ended.set_result(reason)
 
     def learn(self, renewal: Renewal) -> None:
@@ -122,8 +123,9 @@ class Leases:
         try:
             renewals = await self._ledger.renew([lease.held() for lease in self._leases.values()], patience=0)
         except Exception as error:  # whatever it was, the work goes on until the patience ends
-            log.warning("renewal failed", reason=str(error), leases=len(self._leases), unexpected=_unexpected(error))
             for lease in tuple(self._leases.values()):
+                fields = about(lease.execution_id, lease.attempt)
+                log.warning("renewal failed", **fields, reason=str(error), unexpected=_unexpected(error))
                 if lease.age > self._patience:
                     lease.end("unreachable")
             return False

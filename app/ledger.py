@@ -13,12 +13,14 @@ from datetime import datetime
 from typing import Any, Literal
 from uuid import UUID, uuid4
 
+from opentelemetry.metrics import Meter
 from pydantic import TypeAdapter, ValidationError
 from sqlalchemy import Row
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app import ledger_statements as sql
 from app.database.session import Database
+from app.metrics import NO_METER, LedgerFigures
 from app.runner.messages import Failure, SampleRef, SampleResult, Transcript
 from app.spec import Spec
 
@@ -34,10 +36,11 @@ _SAMPLES = TypeAdapter(tuple[SampleRef, ...])
 
 @dataclass(frozen=True, slots=True)
 class Enqueue:
-    """A Cloud Task that is to exist: the execution's `number`-th."""
+    """A Cloud Task that is to exist: the execution's `number`-th. `traceparent`: its evaluation's trace."""
 
     execution_id: str
     number: int
+    traceparent: str | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,11 +98,13 @@ class End:
 class Settlement:
     """What an attempt came to. `samples`: its results with the URL of their log; `runs`: the samples of each run that a
     plan fans out to; `runs_due`: seconds until the sweeper may enqueue them; `max_failures`: how many failures are allowed;
-    `crashed`: the child was lost, which counts towards the crashes; `versions`: by which it was made (`app.versions`)."""
+    `crashed`: the child was lost, which counts towards the crashes; `versions`: by which it was made (`app.versions`);
+    `cause`: why the service stopped it, if it did."""
 
     outcome: Outcome
     error: Failure | None = None
     crashed: bool = False
+    cause: str | None = None
     max_failures: int = 1
     samples: Sequence[tuple[SampleResult, str]] = ()
     runs: Sequence[Sequence[SampleRef]] = ()
@@ -183,17 +188,27 @@ class Ledger:
     """The transitions. `lease`: seconds an attempt may act without renewal."""
 
     def __init__(
-        self, database: Database, *, lease: float, worker: str, revision: str = "", sweep: SweepTimes | None = None
+        self,
+        database: Database,
+        *,
+        lease: float,
+        worker: str,
+        revision: str = "",
+        sweep: SweepTimes | None = None,
+        meters: Meter = NO_METER,
     ) -> None:
         self._database = database
+        self._figures = LedgerFigures(meters)
         self._lease = lease
         self._sweep = sweep or SweepTimes()
         self._worker = worker
         self._revision = revision
 
-    async def submit(self, spec: Spec, created_by: str, idempotency_key: str | None = None) -> Submitted:
+    async def submit(
+        self, spec: Spec, created_by: str, idempotency_key: str | None = None, traceparent: str | None = None
+    ) -> Submitted:
         """The evaluation and its plan, one statement. Without a key, its own id is the key, so that a lost reply cannot
-        make two of it."""
+        make two of it. `traceparent`: of the trace that all its Cloud Tasks shall belong to."""
         evaluation = uuid4()
         parameters = {
             "evaluation": evaluation,
@@ -201,6 +216,7 @@ class Ledger:
             "idempotency_key": idempotency_key or str(evaluation),
             "spec": spec.model_dump(mode="json", exclude_unset=True),
             "spec_digest": spec.digest(),
+            "traceparent": traceparent,
             "sweep": self._sweep.uncertain,
         }
         (row,) = await self._database.run(sql.SUBMIT, parameters)
@@ -219,7 +235,11 @@ class Ledger:
             "sweep": self._sweep.uncertain,
         }
         rows = await self._database.run(sql.CLAIM, parameters)
-        return _claim(execution_id, rows[0]) if rows else None
+        if not rows:
+            self._figures.claimed("none", "unknown")
+            return None
+        self._figures.claimed(rows[0].kind, rows[0].verdict)
+        return _claim(execution_id, rows[0])
 
     async def record(
         self,
@@ -232,6 +252,8 @@ class Ledger:
         nothing was written."""
         parameters = {"id": execution_id, "attempt": attempt, "samples": _rows(samples), "versions": versions}
         (row,) = await self._database.run(sql.RECORD, parameters)
+        if not row.held:
+            self._figures.stale("record")
         return bool(row.held)
 
     async def renew(self, held: Iterable[Held], *, patience: float | None = None) -> list[Renewal]:
@@ -248,6 +270,10 @@ class Ledger:
         if not rows:
             return None
         (row,) = rows
+        if row.verdict == "stale":
+            self._figures.stale("settle")
+        elif row.state == "pending":
+            self._figures.retried(settlement.cause or settlement.outcome)
         return Settled(row.verdict, row.state, row.runs, _report(row))
 
     async def cancel(self, evaluation_id: UUID) -> Cancelled | None:
@@ -288,7 +314,7 @@ class Ledger:
         """Executions whose `sweep_at` has come, each with the number of the Cloud Task to make now. Once taken they are
         due again soon, unless `enqueued` says that the Cloud Task exists."""
         rows = await self._database.run(sql.TAKE_DUE, {"most": most, "sweep": self._sweep.uncertain})
-        return [Enqueue(r.id, r.enqueues) for r in rows]
+        return [Enqueue(r.id, r.enqueues, r.traceparent) for r in rows]
 
     async def enqueued(self, tasks: Sequence[Enqueue]) -> None:
         parameters = {
@@ -296,6 +322,11 @@ class Ledger:
             "sweep_enqueued": self._sweep.enqueued,
         }
         await self._database.run(sql.ENQUEUED, parameters)
+
+    async def waiting(self) -> tuple[float, int]:
+        """How long (seconds) the oldest of what is pending has been so, and how many are."""
+        (row,) = await self._database.run(sql.WAITING)
+        return row.oldest, row.pending
 
     async def all_due(self) -> None:
         """After the queue itself was lost, or purged: whatever is not terminal needs a new Cloud Task."""
@@ -436,4 +467,4 @@ def _reason(state: str, error: dict[str, Any] | None) -> Failure:
 
 
 def _report(row: Row[Any]) -> Enqueue | None:
-    return Enqueue(row.report, row.report_enqueues) if row.report else None
+    return Enqueue(row.report, row.report_enqueues, row.traceparent) if row.report else None

@@ -99,8 +99,8 @@ SUBMIT = _statement(
     "submit",
     """
 WITH evaluation AS (
-  INSERT INTO evaluations (id, created_by, idempotency_key, spec, spec_digest)
-  VALUES (:evaluation, :created_by, :idempotency_key, :spec, :spec_digest)
+  INSERT INTO evaluations (id, created_by, idempotency_key, spec, spec_digest, traceparent)
+  VALUES (:evaluation, :created_by, :idempotency_key, :spec, :spec_digest, :traceparent)
   ON CONFLICT (created_by, idempotency_key) DO UPDATE SET idempotency_key = excluded.idempotency_key
   RETURNING id, spec_digest
 ), plan AS (
@@ -201,7 +201,7 @@ WITH target AS MATERIALIZED (
       finished_at = CASE s.kind WHEN 'report' THEN clock_timestamp() END
   FROM settled s, (SELECT count(*) FROM results) AS written
   WHERE v.id = s.evaluation_id AND s.state <> 'pending'
-  RETURNING v.id, v.remaining, v.state, s.kind, v.cancel_requested_at IS NULL AS fan_out
+  RETURNING v.id, v.remaining, v.state, s.kind, v.cancel_requested_at IS NULL AS fan_out, v.traceparent
 ), runs AS (
   INSERT INTO task_executions (id, evaluation_id, kind, position, samples, sweep_at)
   SELECT c.id || '.' || r.n, c.id, 'run', r.n, r.samples, clock_timestamp() + make_interval(secs => :runs_due)
@@ -215,7 +215,8 @@ WITH target AS MATERIALIZED (
   RETURNING e.id, e.enqueues
 )
 SELECT d.verdict, CASE d.verdict WHEN 'recorded' THEN d.next ELSE d.state END AS state, d.attempt AS current_attempt,
-       c.remaining, (SELECT count(*) FROM runs) AS runs, report.id AS report, report.enqueues AS report_enqueues
+       c.remaining, (SELECT count(*) FROM runs) AS runs, report.id AS report, report.enqueues AS report_enqueues,
+       c.traceparent
 FROM decision d LEFT JOIN counted c ON true LEFT JOIN report ON true
 """,
 )
@@ -285,7 +286,7 @@ WITH pending AS MATERIALIZED (
   {_REPORT_AGAIN}
   RETURNING e.id, e.enqueues
 )
-SELECT v.state, coalesce(f.n, 0) AS cancelled, report.id AS report, report.enqueues AS report_enqueues
+SELECT v.state, coalesce(f.n, 0) AS cancelled, report.id AS report, report.enqueues AS report_enqueues, v.traceparent
 FROM evaluations v LEFT JOIN flagged f ON true LEFT JOIN report ON true WHERE v.id = :evaluation
 """,
 )
@@ -340,7 +341,7 @@ WITH due AS MATERIALIZED (
 )
 UPDATE task_executions e SET enqueues = e.enqueues + 1, sweep_at = clock_timestamp() + make_interval(secs => :sweep)
 FROM due WHERE e.id = due.id
-RETURNING e.id, e.enqueues
+RETURNING e.id, e.enqueues, (SELECT v.traceparent FROM evaluations v WHERE v.id = e.evaluation_id) AS traceparent
 """,
 )
 
@@ -356,6 +357,20 @@ WITH target AS MATERIALIZED (
 )
 UPDATE task_executions e SET sweep_at = clock_timestamp() + make_interval(secs => :sweep_enqueued)
 FROM target t WHERE e.id = t.id
+""",
+)
+
+# How long what waits has been waiting: since it was made, or since the attempt that gave it back ended. It reads all that
+# is pending, so it is for the sweep alone: once a minute, and only where somebody looks at the figure.
+WAITING = _statement(
+    "waiting",
+    """
+SELECT count(*) AS pending,
+       coalesce(extract(epoch FROM clock_timestamp() - min(
+         CASE e.attempt WHEN 0 THEN e.created_at
+                        ELSE (SELECT coalesce(a.ended_at, e.created_at) FROM execution_attempts a
+                              WHERE a.execution_id = e.id AND a.attempt = e.attempt) END)), 0)::float8 AS oldest
+FROM task_executions e WHERE e.state = 'pending'
 """,
 )
 

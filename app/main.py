@@ -6,6 +6,7 @@ from typing import TypedDict
 
 import structlog
 from fastapi import FastAPI
+from opentelemetry.metrics import Meter
 
 from app.artifacts import Artifacts
 from app.containment import Contained
@@ -17,9 +18,11 @@ from app.evaluations.allowed import Allowed
 from app.evaluations.read import Reader
 from app.evaluations.submit import Submissions
 from app.execution import Executor
+from app.exporters import Telemetry, open_telemetry
 from app.inline import Inline
 from app.leases import Leases
 from app.ledger import Ledger, SweepTimes
+from app.metrics import NO_METER, QueueFigures, RunnerFigures
 from app.queue import open_queue
 from app.retention import Retention
 from app.runner.supervisor import Supervisor
@@ -29,6 +32,7 @@ from app.settings import Settings, children_environment
 from app.web import auth, docs, evaluations, headers, health, problems, tasks
 from app.web.identity import identity
 from app.web.state import Services
+from app.web.trace import IncomingTrace
 
 log = structlog.get_logger(__name__)
 
@@ -37,14 +41,14 @@ class State(TypedDict):
     services: Services
 
 
-def create_app(settings: Settings) -> FastAPI:
-    """Raises `SettingsError` where the settings would let strangers in."""
+def create_app(settings: Settings, telemetry: Telemetry | None = None) -> FastAPI:
+    """Raises `SettingsError` where the settings would let strangers in. `telemetry`: instead of what the settings say."""
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[State]:
         async with AsyncExitStack() as stack:
             try:
-                services = await stack.enter_async_context(open_services(settings))
+                services = await stack.enter_async_context(open_services(settings, telemetry))
                 await first_look(services)
             except (DatabaseRefused, SettingsError) as refusal:
                 app.state.refused = refusal
@@ -59,6 +63,8 @@ def create_app(settings: Settings) -> FastAPI:
         version="0.1.0",
         docs_url=None,
         redoc_url=None,
+        # the spans that matter are our own, and its log of what it could not validate would quote it
+        telemetry={"tracing": False, "metrics": False, "logs": False, "auto_configure": False},
     )
     app.state.refused = None
     app.state.leases = None
@@ -66,6 +72,7 @@ def create_app(settings: Settings) -> FastAPI:
     problems.install(app, tokens=tokens)
     # the last added comes first: headers on every answer, nothing read of a request before its caller is known
     app.add_middleware(problems.BodyLimit, limit=settings.max_body)
+    app.add_middleware(IncomingTrace)
     app.add_middleware(auth.Guard, settings=settings, identity=identity(settings))
     app.add_middleware(headers.SafeHeaders)
     for router in (evaluations.router, tasks.router):
@@ -76,13 +83,16 @@ def create_app(settings: Settings) -> FastAPI:
 
 
 @asynccontextmanager
-async def open_services(settings: Settings) -> AsyncIterator[Services]:
+async def open_services(settings: Settings, given: Telemetry | None = None) -> AsyncIterator[Services]:
     async with AsyncExitStack() as stack:
-        engine = await stack.enter_async_context(open_engine(settings))
+        telemetry = given if given is not None else await stack.enter_async_context(open_telemetry(settings))
+        tracer, meters = telemetry.tracer, telemetry.meter
+        figures = RunnerFigures(meters)
+        engine = await stack.enter_async_context(open_engine(settings, meters=meters))
         queue = await stack.enter_async_context(open_queue(settings))
-        supervisor = await stack.enter_async_context(Supervisor(children_environment(), refuse_held_session))
-        database = Database(engine, settings)
-        ledger = open_ledger(database, settings)
+        supervisor = await stack.enter_async_context(Supervisor(children_environment(), refuse_held_session, figures))
+        database = Database(engine, settings, meters)
+        ledger = open_ledger(database, settings, meters)
         artifacts = Artifacts(settings.artifacts)
         executor = Executor(
             ledger=ledger,
@@ -94,9 +104,11 @@ async def open_services(settings: Settings) -> AsyncIterator[Services]:
             contained=await stack.enter_async_context(Contained(settings)),
             leases=Leases(ledger, settings),
             settings=settings,
+            tracer=tracer,
+            figures=figures,
         )
         allowed = Allowed(settings.allowed_tasks, settings.allowed_models)
-        submissions, reader = Submissions(ledger, queue, allowed), Reader(database)
+        submissions, reader = Submissions(ledger, queue, allowed, tracer), Reader(database)
         yield Services(
             settings=settings,
             database=database,
@@ -107,12 +119,20 @@ async def open_services(settings: Settings) -> AsyncIterator[Services]:
             retention=Retention(
                 ledger, artifacts, executor.saved, settings.keep_transcripts, settings.keep_checkpoints
             ),
+            queue_figures=QueueFigures(meters),
         )
 
 
-def open_ledger(database: Database, settings: Settings) -> Ledger:
+def open_ledger(database: Database, settings: Settings, meters: Meter = NO_METER) -> Ledger:
     sweep = SweepTimes(settings.sweep_after, settings.sweep_after_release, settings.sweep_after_enqueue)
-    return Ledger(database, lease=settings.lease, worker=settings.worker, revision=settings.revision, sweep=sweep)
+    return Ledger(
+        database,
+        lease=settings.lease,
+        worker=settings.worker,
+        revision=settings.revision,
+        sweep=sweep,
+        meters=meters,
+    )
 
 
 async def first_look(services: Services) -> None:

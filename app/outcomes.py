@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from app.ledger import Claim, End, Outcome, Settlement
-from app.runner.messages import Failure, Planned, Progress, Reported, SampleRef, SampleResult, Started
+from app.runner.messages import NOT_KEPT, Failure, Planned, Progress, Reported, SampleRef, SampleResult, Started
 from app.versions import Mixture
 
 Stopped = Literal["cancel", "deadline", "drain", "unreachable"]
@@ -15,7 +15,8 @@ Stopped = Literal["cancel", "deadline", "drain", "unreachable"]
 @dataclass(slots=True)
 class Heard:
     """What a child has said so far: the `versions` that it runs by, how many `checkpoints` its samples have reached (or why
-    none), `samples` with the URL of their log, `failure` its own word on how it went, `crash` why it ended without one."""
+    none), `samples` with the URL of their log, `failure` its own word on how it went, `crash` why it ended without one; and
+    what was seen of it: `start_seconds` until it said its first word, and its largest resident set."""
 
     started: Started | None = None
     versions: dict[str, str] = field(default_factory=dict)
@@ -27,6 +28,8 @@ class Heard:
     samples: list[tuple[SampleResult, str]] = field(default_factory=list)
     failure: Failure | None = None
     crash: str | None = None
+    start_seconds: float | None = None
+    memory_peak_bytes: int | None = None
 
     def logs(self) -> list[str]:
         """Names of the logs that hold its samples; mostly one."""
@@ -60,7 +63,9 @@ def stopped(reason: Stopped, heard: Heard, seconds: float) -> Settlement:
         case "deadline":
             message = f"It reached the push's deadline after {seconds:.0f} s."
             if heard.checkpoints or heard.samples:
-                return _settlement(heard, "interrupted", Failure(error_class="infrastructure", message=message))
+                return _settlement(
+                    heard, "interrupted", Failure(error_class="infrastructure", message=message), cause=reason
+                )
             why = f" ({heard.no_checkpoints})" if heard.no_checkpoints else ""
             message = f"{message} It has no checkpoint to resume from{why}, so starting over would meet it again."
             return _failed(heard, Failure(error_class="limit", message=message, final=True), max_failures=1)
@@ -68,13 +73,13 @@ def stopped(reason: Stopped, heard: Heard, seconds: float) -> Settlement:
             message = "The worker was told to stop."
         case "unreachable":
             message = "The database did not answer for too long."
-    return _settlement(heard, "interrupted", Failure(error_class="infrastructure", message=message))
+    return _settlement(heard, "interrupted", Failure(error_class="infrastructure", message=message), cause=reason)
 
 
 def crashed(heard: Heard) -> Settlement:
     """The child ended without a last word: nobody's fault yet, but it counts towards `max_crashes`."""
     failure = Failure(error_class="infrastructure", message=heard.crash or "The child process ended without a word.")
-    return _settlement(heard, "interrupted", failure, crashed=True)
+    return _settlement(heard, "interrupted", failure, crashed=True, cause="crash")
 
 
 def planned(claim: Claim, heard: Heard, *, max_samples: int, runs_due: float) -> Settlement:
@@ -158,7 +163,7 @@ def _settlement(heard: Heard, outcome: Outcome, error: Failure | None = None, **
 
 def _usage(heard: Heard) -> dict[str, Any] | None:
     """What this attempt itself has spent. A sample that was resumed also counts what earlier attempts spent on it."""
-    return heard.progress.model_dump(exclude={"type"}) if heard.progress else None
+    return heard.progress.model_dump(exclude=NOT_KEPT) if heard.progress else None
 
 
 def _cost(heard: Heard) -> float | None:

@@ -25,6 +25,7 @@ from app.database.session import refuse_held_session
 from app.errors import SettingsError
 from app.ledger import Enqueue, Ledger
 from app.settings import Settings
+from app.tracing import about, headers, span
 
 BATCH = 500
 """Executions taken as due at a time: at some hundred creations a second, well within the two minutes they are ours."""
@@ -61,14 +62,14 @@ class Queue:
             try:
                 await self._client.create_task(request, retry=self._retry, timeout=RPC_TIMEOUT)
             except AlreadyExists:
-                log.debug("Cloud Task exists already", execution=task.execution_id, number=task.number)
+                log.debug("Cloud Task exists already", **about(task.execution_id), number=task.number)
 
     def _task(self, task: Enqueue) -> tasks_v2.Task:
         settings = self._settings
         request = tasks_v2.HttpRequest(
             url=f"{settings.service_url}/tasks/execute",
             http_method=tasks_v2.HttpMethod.POST,
-            headers={"Content-Type": "application/json"},
+            headers={"Content-Type": "application/json", **headers(task.traceparent)},
             body=json.dumps({"execution_id": task.execution_id}).encode(),
         )
         if settings.queue_service_account:
@@ -119,15 +120,16 @@ async def enqueue(ledger: Ledger, queue: Queue, tasks: Sequence[Enqueue]) -> int
         try:
             await queue.create(task)
         except (GoogleAPICallError, RetryError) as error:
-            log.warning("Cloud Task not created", execution=task.execution_id, number=task.number, reason=str(error))
+            log.warning("Cloud Task not created", **about(task.execution_id), number=task.number, reason=str(error))
         else:
             created.append(task)
 
-    async with anyio.create_task_group() as group:
-        for task in tasks:
-            group.start_soon(create, task)
-    if created:
-        await ledger.enqueued(created)
+    with span("enqueue", executions=len(tasks)):
+        async with anyio.create_task_group() as group:
+            for task in tasks:
+                group.start_soon(create, task)
+        if created:
+            await ledger.enqueued(created)
     return len(created)
 
 

@@ -22,6 +22,7 @@ from pydantic import TypeAdapter, ValidationError
 from app.artifacts import Artifacts
 from app.ledger import Settlement
 from app.runner.messages import ENDED, LOGS, Job
+from app.tracing import about
 
 OUTCOME, CHECKPOINT, COMMITTED = "outcome.json", "checkpoint", "checkpoint.json"
 _PART = ".part"
@@ -59,7 +60,8 @@ class Saved:
         try:
             outcome = _SETTLEMENT.validate_json(await self._artifacts.read(url))
         except ValidationError as error:
-            log.warning("an earlier attempt's outcome cannot be read", url=url, reason=str(error))
+            wrong = [".".join(map(str, e["loc"])) for e in error.errors(include_input=False, include_url=False)]
+            log.warning("an earlier attempt's outcome cannot be read", url=url, fields=wrong)
             return None
         # the tokens were spent by the other attempt, whose last progress is in its own row
         return replace(outcome, usage=None, cost=None)
@@ -148,7 +150,7 @@ class Shipping:
             self._due.set()
             raise
         except Exception as error:
-            log.warning("checkpoint not shipped", execution=self._job.execution_id, reason=str(error))
+            log.warning("checkpoint not shipped", **about(self._job.execution_id, self._job.attempt), reason=str(error))
 
     async def _send(self, name: str, file: Path) -> None:
         with suppress(FileNotFoundError):  # a file of the moment

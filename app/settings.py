@@ -9,7 +9,7 @@ import re
 import tempfile
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 from pydantic import (
     AliasChoices,
@@ -335,6 +335,13 @@ class Settings(BaseSettings):
         description="Models that a spec may name, its roles' among them: patterns as for allowed_tasks. Default: all.",
     )
 
+    # Traces and metrics -----------------------------------------------------------------------------------------------
+    telemetry: Literal["off", "otlp", "google"] = Field(
+        default="off",
+        description="Where traces and metrics go. otlp: by OTLP over HTTP to where OpenTelemetry's own `OTEL_EXPORTER_OTLP_…`"
+        " variables say. google: to Google Cloud's OTLP endpoint, with the worker's credentials; needs the extra `google`.",
+    )
+
     # What the platform says of itself ---------------------------------------------------------------------------------
     worker: str = Field(
         default_factory=lambda: f"{os.uname().nodename}:{os.getpid()}",
@@ -462,6 +469,16 @@ class Settings(BaseSettings):
         return self.pool_size + self.max_overflow
 
     @property
+    def project(self) -> str:
+        """Google Cloud project; the queue's."""
+        return self.queue.split("/")[1]
+
+    @property
+    def location(self) -> str:
+        """Google Cloud region; the queue's."""
+        return self.queue.split("/")[3]
+
+    @property
     def database(self) -> str:
         """Which database, in words for people: without its password."""
         if self.alloydb_instance:
@@ -488,8 +505,21 @@ def load(**given: Any) -> Settings:
 
 
 def children_environment() -> dict[str, str]:
-    """The process's environment less every setting: what evaluations may see, model providers' keys among it."""
-    return {name: value for name, value in os.environ.items() if not name.startswith(PREFIX)}
+    """The process's environment less every setting: what evaluations may see, model providers' keys among it. Nor are
+    OpenTelemetry's variables theirs: they name where the service's telemetry goes, and may hold a key to it."""
+    return {name: value for name, value in os.environ.items() if not name.startswith((PREFIX, "OTEL_"))}
+
+
+def secrets(settings: Settings) -> set[str]:
+    """What no log may show: the settings' passwords, and the values of variables that are named like a secret."""
+    named = {value for name, value in os.environ.items() if _SECRET.search(name)}
+    password = settings.alloydb_password.get_secret_value() if settings.alloydb_password else ""
+    url = urlsplit(settings.database_url.get_secret_value()) if settings.database_url else None
+    raw = (url.password if url else None) or ""
+    return {value for value in (*named, password, raw, unquote(raw)) if value}
+
+
+_SECRET = re.compile(r"(_KEY|_TOKEN|_SECRET|PASSWORD|OTLP(_\w+)?_HEADERS)$")
 
 
 def _caller(entry: str, *, domains: bool) -> str:

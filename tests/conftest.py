@@ -20,6 +20,7 @@ from app.ledger import Ledger
 from app.local.postgres import open_postgres
 from app.local.stack import Stack, open_stack
 from app.settings import Settings, load
+from tests.recorded import Recorded
 
 TEMPLATE = "proctor_template"
 
@@ -79,11 +80,18 @@ async def database_url(postgres: str) -> AsyncIterator[str]:
 
 
 @pytest.fixture(scope="session")
-async def stack(postgres: str, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Stack]:
+def recorded() -> Recorded:
+    """Traces and metrics of the stack, of all tests of this process."""
+    return Recorded()
+
+
+@pytest.fixture(scope="session")
+async def stack(postgres: str, recorded: Recorded, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Stack]:
     """The whole system, once for all tests of this process: queue, service, children. Tests tell their evaluations apart
     by what they submit."""
     data = tmp_path_factory.mktemp("stack")
     quick: dict[str, Any] = {"min_backoff": 0.1, "renew_interval": 0.5, "log_level": "warning", "log_format": "json"}
+    quick["telemetry"] = recorded.telemetry
     async with own_database(postgres) as url, open_stack(data, database_url=url, **quick) as stack:
         yield stack
 

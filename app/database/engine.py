@@ -12,12 +12,15 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import asyncpg
+from opentelemetry.metrics import Meter
 from sqlalchemy import ExceptionContext, event
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from sqlalchemy.util import await_only
 
 from app.database.connect import open_connector
 from app.database.failures import state_of, this_server_is_gone
+from app.database.watch import watch
+from app.metrics import NO_METER
 from app.settings import Settings
 
 _UNSTORABLE = re.compile("[\x00\ud800-\udfff]")
@@ -25,7 +28,7 @@ _NO_ANSWER = (OSError, asyncpg.PostgresError, asyncpg.InterfaceError)  # OSError
 
 
 @asynccontextmanager
-async def open_engine(settings: Settings, *, lifo: bool = True) -> AsyncIterator[AsyncEngine]:
+async def open_engine(settings: Settings, *, lifo: bool = True, meters: Meter = NO_METER) -> AsyncIterator[AsyncEngine]:
     """The engine for these settings, disposed of at the end. Opening it connects to nothing yet.
 
     `lifo`: the connection used last is used next, so that under little work the others fall idle and the server ends
@@ -37,6 +40,7 @@ async def open_engine(settings: Settings, *, lifo: bool = True) -> AsyncIterator
             async_creator=connect,
             # autocommit: a ping and a statement are one round trip each; transactions ask for READ COMMITTED
             isolation_level="AUTOCOMMIT",
+            hide_parameters=True,  # in errors, which are logged: they are specs and results
             json_serializer=to_json,
             pool_recycle=settings.pool_recycle,
             pool_pre_ping=settings.pool_pre_ping,
@@ -48,6 +52,7 @@ async def open_engine(settings: Settings, *, lifo: bool = True) -> AsyncIterator
         bound_ping(engine, settings.ping_timeout)
         close_at_once(engine)
         notice_dead_servers(engine)
+        watch(engine, meters, settings.pool_recycle)
         try:
             yield engine
         finally:

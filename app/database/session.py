@@ -22,15 +22,13 @@ from tenacity import AsyncRetrying, RetryCallState, retry_if_exception, stop_aft
 from app.database.failures import describe, is_transient, refusal
 from app.database.stacks import stack_of
 from app.errors import DatabaseRefused, DatabaseUnavailable, SessionHeld
+from app.metrics import NO_METER, SessionFigures
 from app.settings import Settings
-from app.telemetry import meter
+from app.tracing import span
 
 LONG = 1.0
 """Seconds after which a session that is still held is logged, with what it waits for. The issue's number; a usual one
 lasts some milliseconds."""
-
-SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30)
-"""Bounds of the histogram."""
 
 OVERFLOW_AFTER = 0.1
 """Seconds that a session waits for one of the pool's own connections before it has another opened. Ours: a session lasts
@@ -44,19 +42,14 @@ log = structlog.get_logger(__name__)
 
 class Database:
     """Runs statements on `engine`. A session has `statement_timeout` seconds, and transient failures are ridden out for
-    `database_patience` seconds unless the caller says otherwise. `meters`: where the figures go; by default the process's."""
+    `database_patience` seconds unless the caller says otherwise. `meters`: where the figures go; by default nowhere."""
 
-    def __init__(self, engine: AsyncEngine, settings: Settings, meters: Meter | None = None) -> None:
+    def __init__(self, engine: AsyncEngine, settings: Settings, meters: Meter = NO_METER) -> None:
         self.engine = engine
         self._deadline = settings.statement_timeout
         self._patience = settings.database_patience
         self._pooled = asyncio.Semaphore(settings.pool_size)
-        self._durations = (meters or meter()).create_histogram(
-            "proctor.database.session.duration",
-            unit="s",
-            description="How long database sessions are held, from checkout to return.",
-            explicit_bucket_boundaries_advisory=SECONDS,
-        )
+        self._figures = SessionFigures(meters)
 
     async def run(
         self, statement: Executable, parameters: dict[str, Any] | None = None, *, patience: float | None = None
@@ -82,14 +75,17 @@ class Database:
     async def _session(self, work: Work[T], by: str) -> T:
         """One try: a connection, the work on it, and back with it, or out with it if it may still be at work."""
         refuse_held_session("open another")
-        async with self._turn():
-            connection = await self.engine.connect()
-            try:
-                with self._held(by):
-                    async with asyncio.timeout(self._deadline):
-                        return await _work_or_terminate(work, connection)
-            finally:
-                await asyncio.shield(connection.close())
+        began = time.monotonic()
+        with span(by):
+            async with self._turn():
+                connection = await self.engine.connect()
+                self._figures.waited(time.monotonic() - began)
+                try:
+                    with self._held(by):
+                        async with asyncio.timeout(self._deadline):
+                            return await _work_or_terminate(work, connection)
+                finally:
+                    await asyncio.shield(connection.close())
 
     @asynccontextmanager
     async def _turn(self) -> AsyncIterator[None]:
@@ -113,7 +109,7 @@ class Database:
             watch.cancel()
             hold.over = True
             _holding.reset(token)
-            self._durations.record(time.monotonic() - hold.began)
+            self._figures.held(time.monotonic() - hold.began)
 
     async def _patiently(self, once: Callable[[], Awaitable[T]], patience: float | None) -> T:
         retrying = AsyncRetrying(

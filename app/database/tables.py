@@ -83,6 +83,7 @@ evaluations = Table(
     _instant("transcripts_expired_at"),  # from then on its logs are being deleted, and it cannot be retried
     _instant("transcripts_deleted_at"),
     _instant("checkpoints_deleted_at"),
+    Column("traceparent", Text),  # W3C's, of the span in which it was submitted
     UniqueConstraint("created_by", "idempotency_key"),
     CheckConstraint(_in("state", EVALUATION_STATES), name="state"),
     CheckConstraint("remaining >= 0", name="remaining"),

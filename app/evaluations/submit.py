@@ -6,14 +6,20 @@ The row is the outbox: if the Cloud Task cannot be made now, the sweeper makes u
 from dataclasses import dataclass, field
 from uuid import UUID
 
+import structlog
+from opentelemetry.trace import Tracer
+
 from app.errors import Conflict, InvalidRequest, NotFound
 from app.evaluations.allowed import Allowed
 from app.ledger import Cancelled, Enqueue, Ledger, Submitted
 from app.queue import Queue, enqueue, enqueue_due
 from app.spec import Spec
+from app.tracing import NO_TRACER, begin, tell, to_text
 
 MAX_KEY = 200
 """Characters of an idempotency key. Ours: a UUID has 36, a path with a date some 100."""
+
+log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True)
@@ -21,12 +27,15 @@ class Submissions:
     ledger: Ledger
     queue: Queue
     allowed: Allowed = field(default_factory=Allowed)
+    tracer: Tracer = NO_TRACER
 
     async def submit(self, spec: Spec, caller: str, idempotency_key: str | None = None) -> Submitted:
         """The same key and spec give the same evaluation again; the same key and another spec are refused."""
-        submitted = await self.register(spec, caller, idempotency_key)
-        if submitted.created:
-            await enqueue(self.ledger, self.queue, [Enqueue(f"{submitted.evaluation_id}.plan", 1)])
+        with begin(self.tracer, "submit") as span:
+            submitted = await self.register(spec, caller, idempotency_key)
+            tell(span, evaluation=submitted.evaluation_id, created=submitted.created)
+            if submitted.created:
+                await enqueue(self.ledger, self.queue, [Enqueue(f"{submitted.evaluation_id}.plan", 1, to_text())])
         return submitted
 
     async def register(self, spec: Spec, caller: str, idempotency_key: str | None) -> Submitted:
@@ -34,18 +43,20 @@ class Submissions:
         if idempotency_key is not None and not (0 < len(idempotency_key) <= MAX_KEY and idempotency_key.isprintable()):
             raise InvalidRequest(f"Idempotency-Key: must have 1 to {MAX_KEY} printable characters.")
         self.allowed.check(spec)
-        submitted = await self.ledger.submit(spec, caller, idempotency_key)
+        submitted = await self.ledger.submit(spec, caller, idempotency_key, to_text())
         if not submitted.same:
             raise Conflict(
                 f"Idempotency-Key {idempotency_key!r} already stands for another spec, that of evaluation"
                 f" {submitted.evaluation_id}. Send the same spec, or another key."
             )
+        log.info("evaluation submitted", evaluation=str(submitted.evaluation_id), created=submitted.created)
         return submitted
 
     async def cancel(self, evaluation_id: UUID) -> Cancelled:
         cancelled = await self.ledger.cancel(evaluation_id)
         if cancelled is None:
             raise NotFound(f"There is no evaluation {evaluation_id}.")
+        log.info("cancellation requested", evaluation=str(evaluation_id), cancelled=cancelled.executions)
         if cancelled.report:
             await enqueue(self.ledger, self.queue, [cancelled.report])
         return cancelled
@@ -69,5 +80,6 @@ class Submissions:
             )
         if not armed:
             raise Conflict(f"Evaluation {evaluation_id} {state}, and none of its samples failed: nothing to retry.")
+        log.info("evaluation retried", evaluation=str(evaluation_id), executions=armed)
         await enqueue_due(self.ledger, self.queue)
         return armed

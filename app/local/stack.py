@@ -24,6 +24,7 @@ from app.database.engine import open_engine
 from app.database.migrate import migrate_async
 from app.database.session import Database
 from app.errors import ProctorError
+from app.exporters import Telemetry
 from app.ledger import Ledger
 from app.local.cloud_tasks import CloudTasksEmulator
 from app.local.postgres import open_postgres
@@ -62,13 +63,13 @@ async def open_stack(
     database_url: str | None = None,
     sweep_every: float = SWEEP_EVERY,
     min_backoff: float = 5,
+    telemetry: Telemetry | None = None,
     **given: Any,
 ) -> AsyncIterator[Stack]:
     """The system on the data in `data`, listening on loopback at `port` (0: a free one). `database_url`: use this
-    Postgres instead of one of its own. `min_backoff`: seconds before the queue's first retry. `given`: further settings.
-    With `auth="oidc"` the
-    emulator issues the tokens; its queue and the sweeper need a `queue_service_account` then. To be called in the main
-    thread."""
+    Postgres instead of one of its own. `min_backoff`: seconds before the queue's first retry. `telemetry`: see `create_app`.
+    `given`: further settings. With `auth="oidc"` the emulator issues the tokens; its queue and the sweeper need a
+    `queue_service_account` then. To be called in the main thread."""
     async with AsyncExitStack() as stack:
         listener = stack.enter_context(_listener(port))
         url = database_url or stack.enter_context(open_postgres(data / "postgres"))
@@ -88,7 +89,7 @@ async def open_stack(
         await migrate_async(settings)
         await create_queue(settings, min_backoff)
         await _forget_the_lost_queue(settings)
-        server = await stack.enter_async_context(_serve(settings, listener))
+        server = await stack.enter_async_context(_serve(settings, listener, telemetry))
         await stack.enter_async_context(_sweep(settings, emulator, sweep_every))
         yield Stack(settings, emulator, server)
 
@@ -140,8 +141,8 @@ async def _forget_the_lost_queue(settings: Settings) -> None:
 
 
 @asynccontextmanager
-async def _serve(settings: Settings, listener: socket) -> AsyncIterator[InnerServer]:
-    app = create_app(settings)
+async def _serve(settings: Settings, listener: socket, telemetry: Telemetry | None) -> AsyncIterator[InnerServer]:
+    app = create_app(settings, telemetry)
     server = InnerServer(config(app, settings), app)
     serving = asyncio.create_task(server.serve(sockets=[listener]))
     ready = asyncio.create_task(server.ready.wait())

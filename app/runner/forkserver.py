@@ -36,12 +36,14 @@ class Request(TypedDict):
 
 
 class Report(TypedDict, total=False):
-    """What the forkserver tells: `forked` comes with a pid, `exited` with a wait status, `failed` with an error."""
+    """What the forkserver tells: `forked` comes with a pid, `exited` with a wait status and the largest resident set of the
+    child or of anything that it waited for, `failed` with an error."""
 
     event: Literal["forked", "exited", "failed", "warm"]
     id: int
     pid: int
     status: int
+    peak_bytes: int
     error: str
 
 
@@ -126,10 +128,11 @@ class Forkserver:
             _kill_group(
                 pid
             )  # what it has left behind; not reaped yet, it keeps the group's number from being used again
-            _, status = os.waitpid(pid, 0)
+            _, status, used = os.wait4(pid, 0)
             del self._children[pid]
             if id is not None:
-                self._tell({"event": "exited", "id": id, "status": status})
+                # ru_maxrss is in KiB, getrusage(2)
+                self._tell({"event": "exited", "id": id, "status": status, "peak_bytes": used.ru_maxrss * 1024})
         self._bury_orphans()
 
     def _bury_orphans(self) -> None:

@@ -26,7 +26,17 @@ from pydantic import JsonValue
 
 from app.runner.checkpoint import commits, wind_down
 from app.runner.failures import is_cancellation, recorded_failure
-from app.runner.messages import ENDED, Checkpointed, Paused, Progress, SampleEnded, SampleRef, SampleResult, ScoreValue
+from app.runner.messages import (
+    ENDED,
+    Checkpointed,
+    Paused,
+    Progress,
+    SampleEnded,
+    SampleRef,
+    SampleResult,
+    ScoreValue,
+    Spent,
+)
 from app.runner.writer import Writer
 
 _EXPLANATION_LENGTH = 2_000
@@ -105,10 +115,14 @@ class Reporter(Hooks):
             await anyio.sleep_forever()
 
     async def on_model_usage(self, data: ModelUsageData) -> None:
+        progress, used, cost = self._progress, data.usage.total_tokens, data.usage.total_cost or 0.0
+        provider = data.model_name.partition("/")[0]
+        before = progress.providers.get(provider, Spent())
         self._tell(
-            model_calls=self._progress.model_calls + 1,
-            tokens=self._progress.tokens + data.usage.total_tokens,
-            cost=self._progress.cost + (data.usage.total_cost or 0.0),
+            model_calls=progress.model_calls + 1,
+            tokens=progress.tokens + used,
+            cost=progress.cost + cost,
+            providers={**progress.providers, provider: Spent(tokens=before.tokens + used, cost=before.cost + cost)},
         )
 
     async def on_model_retry(self, data: ModelRetry) -> None:

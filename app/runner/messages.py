@@ -22,7 +22,7 @@ SampleId = StrictInt | StrictStr
 
 
 class _Value(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
 
 class SampleRef(_Value):
@@ -122,15 +122,28 @@ class Started(_Value):
     versions: dict[str, str]
 
 
+class Spent(_Value):
+    """Tokens, and US dollars where Inspect knows the price."""
+
+    tokens: int = 0
+    cost: float = 0.0
+
+
 class Progress(_Value):
-    """Counts since the attempt began. `model_calls` and `tokens` grow; `step` says what happens now, for people."""
+    """Counts since the attempt began. `model_calls` and `tokens` grow; `step` says what happens now, for people.
+    `providers`: what was spent at each model provider, for the metrics."""
 
     type: Literal["progress"] = "progress"
     samples_done: int = 0
     model_calls: int = 0
     tokens: int = 0
     cost: float = 0.0
+    providers: dict[str, Spent] = Field(default_factory=dict)
     step: str = ""
+
+
+NOT_KEPT = {"type", "providers"}
+"""What of a progress does not go into the ledger."""
 
 
 class Planned(_Value):
@@ -197,4 +210,4 @@ Message = Annotated[
     Started | Progress | Prepared | Planned | Checkpointed | Paused | SampleEnded | Reported | Done,
     Field(discriminator="type"),
 ]
-MESSAGE: TypeAdapter[Message] = TypeAdapter(Message)
+MESSAGE: TypeAdapter[Message] = TypeAdapter(Message, config=ConfigDict(hide_input_in_errors=True))

@@ -2,13 +2,14 @@
 
 import asyncio
 import json
-import logging
 import os
 import signal
 import socket
 import sys
+import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager, suppress
+from contextvars import Context
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
@@ -16,13 +17,16 @@ from subprocess import DEVNULL
 from typing import Self
 
 import anyio
+import structlog
 from anyio.abc import Process
 from pydantic import ValidationError
 
+from app.metrics import RunnerFigures
 from app.runner.forkserver import Report, Request
 from app.runner.messages import MESSAGE, Done, Job, Message
+from app.tracing import about
 
-logger = logging.getLogger(__name__)
+log = structlog.get_logger(__name__)
 
 OUTPUT = "output.txt"
 """What a child prints, in the job's directory."""
@@ -60,7 +64,11 @@ class Crashed:
 class Child:
     """One running attempt. Iterating gives its messages; the last one is `Done`, or `Crashed` in its place."""
 
-    def __init__(self, messages: int, output: Path) -> None:
+    def __init__(self, messages: int, output: Path, execution_id: str = "") -> None:
+        self.execution_id = execution_id
+        self.began = time.monotonic()
+        self.peak_bytes: int | None = None
+        """Its largest resident set, what it shares with the forkserver included; known once it has ended."""
         self.pid: int | None = None
         """None until it is forked, and if it never was."""
         self.asked_for = False
@@ -85,7 +93,7 @@ class Child:
             try:
                 message = MESSAGE.validate_json(line)
             except ValidationError:
-                yield await self._crash(f"it wrote what is no message: {bytes(line[:100])!r}")
+                yield await self._crash("it wrote what is no message", bytes(line[:100]))
                 return
             self._done = isinstance(message, Done)
             yield message
@@ -110,7 +118,7 @@ class Child:
             with anyio.move_on_after(_KILL_DEADLINE):
                 await self._ended.wait()
                 return
-            logger.error("child %s has been killed, but has not ended", self.pid)
+            log.error("a child has been killed, but has not ended", pid=self.pid)
 
     def wind_down(self) -> None:
         """Asks it to save the state of its samples and to pause; it says `Paused` if it could."""
@@ -148,11 +156,12 @@ class Child:
             return Crashed(self._killed_because or self._end, _tail(self._output))
         return await self._crash("it closed its pipe, but did not end")
 
-    async def _crash(self, reason: str) -> Crashed:
+    async def _crash(self, reason: str, wrote: bytes = b"") -> Crashed:
+        """What it wrote is output: it may be anything, and the reason is logged."""
         self.kill(reason)
         with anyio.move_on_after(_KILL_DEADLINE):
             await self._ended.wait()
-        return Crashed(reason, _tail(self._output))
+        return Crashed(reason, "\n".join(filter(None, (repr(wrote)[1:] if wrote else "", _tail(self._output)))))
 
     async def discard(self) -> None:
         while await self._read():
@@ -173,7 +182,8 @@ class Child:
         if self._killed_because:
             self._signal(signal.SIGKILL)
 
-    def exited(self, status: int) -> None:
+    def exited(self, status: int, peak_bytes: int | None = None) -> None:
+        self.peak_bytes = peak_bytes
         self.lost(_how(os.waitstatus_to_exitcode(status)))
 
     def lost(self, end: str) -> None:
@@ -185,13 +195,19 @@ class Child:
 class Supervisor:
     """Keeps a warm forkserver, and starts it again when it has died. One per worker."""
 
-    def __init__(self, environment: Mapping[str, str], before_start: Callable[[str], None] = lambda _: None) -> None:
+    def __init__(
+        self,
+        environment: Mapping[str, str],
+        before_start: Callable[[str], None] = lambda _: None,
+        figures: RunnerFigures | None = None,
+    ) -> None:
         """`environment`: the children's. The service's own settings (PROCTOR_…) are left out: evaluations and what they
         run must not be able to reach the database. `before_start` is told in words what is about to begin, and may raise:
         a child runs for minutes, and nothing that is short of supply may be held so long."""
         kept = {name: value for name, value in environment.items() if not name.startswith("PROCTOR_")}
         self._environment = kept | _FIXED
         self._before_start = before_start
+        self._figures = figures or RunnerFigures()
         self._starting = anyio.Lock()
         self._forkserver: _Forkserver | None = None
 
@@ -210,18 +226,23 @@ class Supervisor:
         self._before_start(f"run {job.execution_id} in a child")
         output = Path(job.directory, OUTPUT)
         receive, send = os.pipe()
-        child = Child(receive, output)
+        child = Child(receive, output, job.execution_id)
+        self._figures.child(1)
         try:
             with _descriptors(job, send, output) as descriptors:
                 forkserver = await self._living_forkserver()
                 with anyio.move_on_after(_WARM_UP):
                     await forkserver.warm.wait()
+                child.began = time.monotonic()
                 await forkserver.fork(child, descriptors)
             yield child
         finally:
             with anyio.CancelScope(shield=True):
                 await _put_away(child)
                 os.close(receive)
+            self._figures.child(-1)
+            if child.peak_bytes is not None:
+                self._figures.memory(child.peak_bytes, job.kind)
 
     async def warm(self) -> None:
         """Returns when children start as fast as they can."""
@@ -244,7 +265,8 @@ class _Forkserver:
         self._control = control
         self._children: dict[int, Child] = {}
         self._ids = count(1)
-        self._listener = asyncio.create_task(self._listen(), name="forkserver")
+        # in no push's context: what is logged of it concerns no single one
+        self._listener = asyncio.create_task(self._listen(), name="forkserver", context=Context())
 
     @classmethod
     async def start(cls, environment: Mapping[str, str]) -> Self:
@@ -276,7 +298,7 @@ class _Forkserver:
         with anyio.move_on_after(_FORK_DEADLINE):
             await child.forked.wait()
             return
-        logger.error("the forkserver does not answer: it is replaced")
+        log.error("the forkserver does not answer: it is replaced")
         self._process.kill()
         await child.forked.wait()
 
@@ -296,7 +318,7 @@ class _Forkserver:
                     break
                 self._on_report(json.loads(packet))
         except OSError as error:
-            logger.warning("the connection to the forkserver broke: %s", error)
+            log.warning("the connection to the forkserver broke", reason=str(error))
         finally:
             with anyio.CancelScope(shield=True):
                 await self._bury()
@@ -310,7 +332,7 @@ class _Forkserver:
             case "failed":
                 self._children.pop(report["id"]).lost(f"it could not be started: {report['error']}")
             case "exited":
-                self._children.pop(report["id"]).exited(report["status"])
+                self._children.pop(report["id"]).exited(report["status"], report["peak_bytes"])
 
     async def close(self) -> None:
         """With all its children."""
@@ -330,11 +352,12 @@ class _Forkserver:
         self.dead = True
         self.warm.set()
         for child in self._children.values():
+            log.error("a child is lost with its forkserver", **about(child.execution_id), pid=child.pid)
             child.kill("its forkserver died")
             child.lost("its forkserver died")
         how = _how(await self._end())
         self._control.close()
-        (logger.error if self._children else logger.info)("the forkserver is gone: %s", how)
+        (log.error if self._children else log.info)("the forkserver is gone", how=how)
 
 
 async def _put_away(child: Child) -> None:

@@ -10,6 +10,7 @@ from app.evaluations.read import Reader
 from app.evaluations.submit import Submissions
 from app.execution import Executor
 from app.inline import Inline
+from app.metrics import QueueFigures
 from app.retention import Retention
 from app.settings import Settings
 
@@ -23,6 +24,7 @@ class Services:
     reader: Reader
     inline: Inline
     retention: Retention
+    queue_figures: QueueFigures
 
 
 def services(request: Request) -> Services:

@@ -4,6 +4,7 @@ import time
 from typing import Annotated, Self
 from uuid import UUID
 
+import structlog
 from fastapi import APIRouter, Header, Request
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -13,6 +14,7 @@ from app.execution import Push
 from app.ledger import State
 from app.queue import enqueue_due
 from app.spec import PRINTABLE, Spec
+from app.tracing import HEADER, about
 from app.web.evaluations import IdempotencyKey
 from app.web.problems import responses
 from app.web.state import Caller, ServicesDep
@@ -72,8 +74,11 @@ async def execute(
     if body.evaluation is not None:
         return await _inline(body.evaluation, services, caller, idempotency_key)
     assert body.execution_id is not None
+    # for as long as the request lasts: also what goes wrong unexpectedly is told with it
+    structlog.contextvars.bind_contextvars(**about(body.execution_id))
     headers = {name: value for name, value in request.headers.items() if name.startswith(PREFIX)}
-    answer = await services.executor.execute(Push(body.execution_id, headers or None, began=time.monotonic()))
+    push = Push(body.execution_id, headers or None, traceparent=request.headers.get(HEADER), began=time.monotonic())
+    answer = await services.executor.execute(push)
     shown = ExecutionAnswer(
         execution_id=answer.execution_id,
         evaluation_id=answer.evaluation_id,
@@ -105,6 +110,9 @@ async def _inline(spec: Spec, services: ServicesDep, caller: str, key: str | Non
 async def sweep(services: ServicesDep) -> SweepAnswer:
     """Enqueues what is due: rows that never got their Cloud Task, leases that ran out, Cloud Tasks that are gone. Then, for
     a few seconds, deletes what is older than is kept. To be called every minute; many at once do no harm."""
-    enqueued = await enqueue_due(services.executor.ledger, services.executor.queue)
+    executor, figures = services.executor, services.queue_figures
+    if figures.wanted:  # only now is it asked how long things have been waiting: nothing polls
+        figures.swept(*await executor.ledger.waiting())
+    enqueued = await enqueue_due(executor.ledger, executor.queue)
     swept = await services.retention.sweep()
     return SweepAnswer(enqueued=enqueued, transcripts_deleted=swept.transcripts, checkpoints_deleted=swept.checkpoints)

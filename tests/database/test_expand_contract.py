@@ -17,7 +17,7 @@ from alembic.config import Config
 from alembic.script import Script, ScriptDirectory
 from sqlalchemy import text
 
-from app.database.migrate import BRIEF, PROJECT, config, migrate_async, newest_revision
+from app.database.migrate import BRIEF, MIGRATIONS, config, migrate_async, newest_revision
 from app.database.session import Database
 from app.errors import DatabaseUnavailable
 from app.settings import load
@@ -103,9 +103,9 @@ def added(folder: Path, body: str, *, revision: str = "9999", serves: str = "000
         f"def upgrade():\n    {body}\n"
     )
     ours = config()
-    ours.set_main_option("script_location", str(PROJECT / "migrations"))
+    ours.set_main_option("script_location", str(MIGRATIONS))
     ours.set_main_option("path_separator", "os")
-    ours.set_main_option("version_locations", os.pathsep.join([str(PROJECT / "migrations/versions"), str(folder)]))
+    ours.set_main_option("version_locations", os.pathsep.join([str(MIGRATIONS / "versions"), str(folder)]))
     ours.toml_file_name = None
     return ours
 
@@ -203,7 +203,7 @@ def earlier_code() -> str | None:
 def git(*arguments: str) -> str:
     """Nothing where there is no history: no git, an unpacked archive, a shallow clone."""
     try:
-        told = subprocess.run(["git", *arguments], cwd=PROJECT, capture_output=True, text=True, check=False)
+        told = subprocess.run(["git", *arguments], cwd=MIGRATIONS.parent, capture_output=True, text=True, check=False)
     except FileNotFoundError:
         return ""
     return told.stdout if told.returncode == 0 else ""
@@ -214,7 +214,7 @@ async def test_the_code_of_the_revision_before_runs_on_the_new_tables(database_u
     if commit is None:
         pytest.skip("there is no history here with the code of the revision before (an archive, or a shallow clone)")
     archive = subprocess.run(
-        ["git", "archive", commit, "app", "migrations", "pyproject.toml"], cwd=PROJECT, stdout=PIPE
+        ["git", "archive", commit, "app", "migrations", "pyproject.toml"], cwd=MIGRATIONS.parent, stdout=PIPE
     )
     subprocess.run(["tar", "-x", "-C", tmp_path], input=archive.stdout, check=True)
     lived = subprocess.run(

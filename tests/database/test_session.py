@@ -1,12 +1,11 @@
 """Sessions are brief, bounded, and never held while anything slow happens."""
 
 import asyncio
-from collections.abc import Iterator, MutableMapping
+from collections.abc import MutableMapping
 from typing import Any
 
 import pytest
-from opentelemetry.sdk.metrics import MeterProvider
-from opentelemetry.sdk.metrics.export import HistogramDataPoint, InMemoryMetricReader
+from opentelemetry.sdk.metrics.export import HistogramDataPoint
 from sqlalchemy import event, text
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from structlog.testing import capture_logs
@@ -17,11 +16,13 @@ from app.database.engine import open_engine
 from app.database.session import Database, refuse_held_session
 from app.errors import DatabaseUnavailable, SessionHeld
 from app.ledger import Enqueue
+from app.metrics import SECONDS
 from app.queue import open_queue
 from app.runner.messages import Job
 from app.runner.supervisor import Supervisor
 from app.settings import Settings, load
 from app.spec import Spec
+from tests.recorded import Recorded
 
 SELECT = text("SELECT 1 AS one")
 
@@ -114,29 +115,18 @@ async def test_a_statement_that_lasts_is_logged_by_its_name(
     assert "asyncpg" in entry["stack"]
 
 
-@pytest.fixture
-def metrics() -> Iterator[InMemoryMetricReader]:
-    reader = InMemoryMetricReader()
-    provider = MeterProvider([reader])
-    reader.provider = provider  # type: ignore[attr-defined]
-    yield reader
-    provider.shutdown()
-
-
-async def test_how_long_sessions_are_held_is_a_histogram(
-    engine: AsyncEngine, settings: Settings, metrics: InMemoryMetricReader
-) -> None:
-    database = Database(engine, settings, metrics.provider.get_meter("test"))  # type: ignore[attr-defined]
+async def test_how_long_sessions_wait_and_are_held_are_histograms(engine: AsyncEngine, settings: Settings) -> None:
+    recorded = Recorded()
+    database = Database(engine, settings, recorded.telemetry.meter)
     for _ in range(3):
         await database.run(SELECT)
     await database.run(text("SELECT pg_sleep(0.3)"))
-    found = metrics.get_metrics_data()
-    assert found
-    (metric,) = found.resource_metrics[0].scope_metrics[0].metrics
-    (point,) = metric.data.data_points
-    assert (metric.name, metric.unit) == ("proctor.database.session.duration", "s")
+    (wait,) = recorded.points("proctor.pool.wait")
+    assert isinstance(wait, HistogramDataPoint)
+    assert wait.count == 4
+    (point,) = recorded.points("proctor.pool.hold")
     assert isinstance(point, HistogramDataPoint)
-    assert (point.count, tuple(point.explicit_bounds)) == (4, session.SECONDS)
+    assert (point.count, tuple(point.explicit_bounds)) == (4, SECONDS)
     assert sum(point.bucket_counts[: point.explicit_bounds.index(0.2) + 1]) == 3
     assert point.max >= 0.3
 

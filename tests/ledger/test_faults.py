@@ -211,6 +211,13 @@ async def expiring(ledger: Ledger, scene: Scene) -> list[UUID]:
 
 
 RUN_ENDS = Settlement("succeeded", samples=[scored(2), scored(1002)], usage={"m": {"total_tokens": 5}}, cost=0.5)
+
+
+async def how_many_wait(ledger: Ledger, _: Any) -> int:
+    """How long they have is another number each time."""
+    return (await ledger.waiting())[1]
+
+
 OPERATIONS = {
     "submit": Operation(nothing, lambda ledger, _: ledger.submit(SPEC, "user@example.com"), "submit"),
     "submit with a key": Operation(nothing, lambda ledger, _: ledger.submit(SPEC, "u@example.com", "key"), "submit"),
@@ -240,6 +247,7 @@ OPERATIONS = {
         run_taken, lambda ledger, scene: ledger.enqueued([Enqueue(f"{scene.evaluation}.1", 1)]), "enqueued"
     ),
     "all_due": Operation(run_claimed, lambda ledger, _: ledger.all_due(), "all_due"),
+    "waiting": Operation(runs_pending, how_many_wait, "waiting"),
     "scored": Operation(run_recorded, lambda ledger, scene: ledger.scored(scene.attempt), "scored"),
     "interrupted": Operation(run_taken_over, lambda ledger, scene: ledger.interrupted(scene.attempt), "interrupted"),
     "unfinished": Operation(run_claimed, lambda ledger, scene: ledger.unfinished(scene.evaluation), "unfinished"),

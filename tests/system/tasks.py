@@ -132,6 +132,32 @@ def numbers(n: int = 4, how: str = "", sample: int = 1, epochs: int = 1) -> Task
     return Task(dataset=samples, solver=[misbehave(how, sample), ask()], scorer=odd(), epochs=epochs)
 
 
+@solver
+def leak(marker: str, quiet: int) -> Solver:
+    """Says it wherever a sample can, and ends in each of the ways that samples do. `quiet`: the sample that ends well."""
+
+    async def solve(state: TaskState, generate: Generate) -> TaskState:
+        print(marker, flush=True)
+        print(marker, file=sys.stderr, flush=True)
+        if state.sample_id == quiet:
+            return state
+        if state.sample_id == quiet + 1:
+            raise RuntimeError(marker)
+        if state.sample_id == quiet + 2:
+            raise OSError(marker)
+        os.kill(os.getpid(), signal.SIGKILL)
+        return state
+
+    return solve
+
+
+@task
+def marked(marker: str) -> Task:
+    """Four samples whose prompt is the marker: one is scored, two raise it, one crashes after printing it."""
+    samples = [Sample(id=i, input=marker, target=marker) for i in range(1, 5)]
+    return Task(dataset=samples, solver=[leak(marker, 1), ask()], scorer=odd())
+
+
 @task
 def versioned(file: str) -> Task:
     """Its own version is what the file says: a deploy may change it."""

@@ -136,8 +136,8 @@ async def test_a_push_that_reaches_its_deadline_is_delivered_again(
     """It has finished a sample: the next attempt need only do the other."""
     late = inside.settings.dispatch_deadline - inside.settings.deadline_margin - BEFORE_DEADLINE
 
-    def arrived_late(execution: str, headers: dict[str, str] | None, *, began: float) -> Push:
-        return Push(execution, headers, began=began - late)
+    def arrived_late(execution: str, headers: dict[str, str] | None, *, began: float, **more: Any) -> Push:
+        return Push(execution, headers, began=began - late, **more)
 
     flag = tmp_path / "flag"
     evaluation = await numbers(inside, [1, 2], how=f"until:{flag}", sample=2)

@@ -1,0 +1,89 @@
+"""What becomes of pooled connections can be read from the metrics: how many, and why."""
+
+import asyncio
+from typing import Any
+
+import pytest
+from sqlalchemy import text
+
+from app.database.engine import open_engine
+from app.database.session import Database
+from app.errors import DatabaseUnavailable
+from app.settings import Settings
+from tests.database.conftest import PID, pid_of
+from tests.faults.proxy import Proxy
+from tests.recorded import Recorded
+
+SLEEP = text("SELECT pg_sleep(10)")
+END = "SELECT pg_terminate_backend($1)"
+
+
+@pytest.fixture
+def recorded() -> Recorded:
+    """Its own."""
+    return Recorded()
+
+
+async def test_connections_in_use_are_counted_while_they_are(brisk: Settings, recorded: Recorded) -> None:
+    async with open_engine(brisk, meters=recorded.telemetry.meter) as engine:
+        async with engine.connect(), engine.connect():
+            assert recorded.value("proctor.pool.in_use") == 2
+        assert recorded.value("proctor.pool.in_use") == 0
+
+
+async def test_a_failed_ping_is_counted_and_so_are_the_connections_that_it_casts_doubt_on(
+    brisk: Settings, proxy: Proxy, recorded: Recorded
+) -> None:
+    async with open_engine(brisk, meters=recorded.telemetry.meter) as engine:
+        database = Database(engine, brisk)
+        await asyncio.gather(*(_held(database) for _ in range(3)))
+        opened = len(proxy.connections)
+        assert opened > 1
+        proxy.cut("silence")
+        await asyncio.gather(*(_held(database) for _ in range(3)))
+        await pid_of(database)
+    failed = recorded.value("proctor.pool.pings_failed")
+    assert 1 <= failed <= opened
+    assert recorded.value("proctor.pool.replaced", cause="ping") == failed
+    assert recorded.value("proctor.pool.replaced") == opened
+
+
+async def _held(database: Database) -> None:
+    await database.run(text("SELECT pg_sleep(0.1)"))
+
+
+async def test_replacing_a_connection_for_its_age_is_counted_as_that(brisk: Settings, recorded: Recorded) -> None:
+    aged = brisk.model_copy(update={"pool_recycle": 0.05})
+    async with open_engine(aged, meters=recorded.telemetry.meter) as engine:
+        database = Database(engine, aged)
+        first = await pid_of(database)
+        await asyncio.sleep(0.1)
+        assert await pid_of(database) != first
+    assert recorded.value("proctor.pool.replaced") == recorded.value("proctor.pool.replaced", cause="recycle") == 1
+
+
+async def test_a_session_that_is_cut_for_its_time_costs_a_connection(brisk: Settings, recorded: Recorded) -> None:
+    async with open_engine(brisk, meters=recorded.telemetry.meter) as engine:
+        database = Database(engine, brisk.model_copy(update={"statement_timeout": 0.05}))
+        with pytest.raises(DatabaseUnavailable):
+            await database.run(SLEEP, patience=0)
+    assert recorded.value("proctor.pool.replaced", cause="timeout") == 1
+
+
+async def test_a_server_that_ends_a_session_is_told_from_a_connection_that_breaks(
+    brisk: Settings, direct: Any, recorded: Recorded
+) -> None:
+    slow = brisk.model_copy(update={"statement_timeout": 20})
+    async with open_engine(slow, meters=recorded.telemetry.meter) as engine:
+        async with engine.connect() as connection:
+            pid = (await connection.execute(PID)).scalar_one()
+        ending = asyncio.create_task(Database(engine, slow).run(SLEEP, patience=0))
+        async with asyncio.timeout(20):
+            while not await direct.fetchval(
+                "SELECT count(*) FROM pg_stat_activity WHERE pid = $1 AND wait_event = 'PgSleep'", pid
+            ):
+                await asyncio.sleep(0.02)
+        await direct.execute(END, pid)
+        with pytest.raises(DatabaseUnavailable):
+            await ending
+    assert recorded.value("proctor.pool.replaced", cause="server gone") == 1
