@@ -13,7 +13,7 @@ COPY requirements.lock pyproject.toml .ci/locked.py ./
 # says so), and pip may not look past it.
 RUN python3 -m venv --without-pip /opt/venv \
  && python3 -m venv --without-pip /opt/backend \
- && python3 locked.py > service.lock \
+ && python3 locked.py '[google]' > service.lock \
  && python3 locked.py hatchling > backend.lock \
  && python3 -m pip --python /opt/venv/bin/python3 install --no-cache-dir --no-compile --root-user-action ignore \
       --only-binary :all: --no-deps --require-hashes -r service.lock \
@@ -29,11 +29,13 @@ RUN python3 -m pip --python /opt/backend/bin/python3 wheel --no-cache-dir --no-d
  && /opt/venv/bin/python3 -m compileall -q -j 0 --invalidation-mode unchecked-hash /opt/venv/lib
 
 FROM ${BASE}
+# /workspace and /opt/pytest are where Cloud Run's own sandbox mounts a sample's files: it may not make them.
 # Python's own library too: the official images come without its bytecode, which each start would make again.
 # hadolint ignore=DL3008  # Debian 13 has one version of each, and security fixes are wanted
 RUN apt-get update \
  && apt-get install --yes --no-install-recommends bubblewrap mount restic util-linux \
  && rm -rf /var/lib/apt/lists/* \
+ && mkdir --parents /workspace /opt/pytest \
  && useradd --uid 10001 --no-log-init --create-home proctor \
  && python3 -m compileall -q -j 0 --invalidation-mode unchecked-hash -x '/(test|idlelib|site-packages|dist-packages)/' \
       "$(python3 -c 'import sysconfig; print(sysconfig.get_path("stdlib"))')"

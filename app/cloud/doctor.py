@@ -259,10 +259,10 @@ async def check_pushes(settings: Settings) -> list[Finding]:
 
 
 def _callers(settings: Settings) -> list[Finding]:
-    if getattr(settings, "auth", None) == "none":
+    if settings.auth == "none":
         says = "PROCTOR_AUTH is none: whoever reaches the service may do everything"
         return [Finding("pushes", False, says, "set PROCTOR_AUTH to iam")]
-    if not getattr(settings, "callers", True):
+    if not settings.callers:
         return [Finding("pushes", False, "PROCTOR_CALLERS is empty: nobody may use the API", "name them in deploy.env")]
     return []
 

@@ -205,10 +205,17 @@ def forged(messages: list[Any]) -> bool:
     return any(isinstance(message, Progress) and message.step == "forged" for message in messages)
 
 
-@pytest.mark.parametrize("name", LOCALLY)
+def shown(name: str, root: bool) -> None:
+    """Skips what cannot be shown where nothing is isolated, with the reason."""
+    if reason := ATTACKS[name].not_local:
+        pytest.skip(f"{name}: not shown without a sandbox, {reason}")
+    if name in ROOTS and not root:
+        pytest.skip(f"{name}: not shown without a sandbox, only root can do that anywhere")
+
+
+@pytest.mark.parametrize("name", ATTACKS)
 async def test_it_gets_through_where_nothing_is_isolated(name: str, locally: list[Message | Crashed]) -> None:
-    if name in ROOTS and not is_root():
-        pytest.skip("only root can do that, isolated or not")
+    shown(name, is_root())
     assert reached(locally, name)
 
 
@@ -233,8 +240,9 @@ as_nobody = pytest.mark.skipif(not is_root(), reason="not root: the tests above 
 
 
 @as_nobody
-@pytest.mark.parametrize("name", [name for name in LOCALLY if name not in ROOTS])
+@pytest.mark.parametrize("name", ATTACKS)
 async def test_it_gets_through_for_an_ordinary_user_too(name: str, nobody_locally: list[Message]) -> None:
+    shown(name, root=False)
     assert reached(nobody_locally, name)
 
 
