@@ -203,6 +203,7 @@ async def test_artifacts_that_end_with_the_instance_are_told(whole: Settings) ->
 )
 async def test_a_push_that_would_be_refused_is_told(change: dict[str, Any], says: str, whole: Settings) -> None:
     right = {"queue_endpoint": None, "service_url": ADDRESS, "queue_service_account": "q@p.iam.gserviceaccount.com"}
+    right |= {"auth": "iam", "callers": ("@example.com",)}
     assert [f.ok for f in await doctor.check_pushes(whole.model_copy(update=right))] == [True]
     (finding,) = await doctor.check_pushes(whole.model_copy(update=right | change))
     assert (finding.ok, says in finding.says) == (False, True)

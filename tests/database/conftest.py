@@ -27,16 +27,17 @@ STUCK = 20
 """Seconds: what takes longer is stuck."""
 
 BRISK: dict[str, Any] = {
-    "ping_timeout": 0.15,
-    "socket_timeout": 0.3,
-    "statement_timeout": 0.5,
+    "ping_timeout": 0.25,
+    "socket_timeout": 0.5,
+    "statement_timeout": 0.9,
     "connect_timeout": 2,
     "pool_timeout": 5,
     "database_patience": STUCK,
     "worker": "worker-1",
 }
 """Scaled down. Each deadline is several times shorter than the next, so that what took long enough for one of them is
-told apart from what waited for another, on a busy machine too."""
+told apart from what waited for another, on a busy machine too; none reaches the second after which a held session is
+logged."""
 
 PID = text("/* test.pid */ SELECT pg_backend_pid() AS pid")
 WORK = text("""/* test.work */

@@ -132,9 +132,11 @@ async def test_a_sample_as_long_as_three_pushes_runs_every_turn_once(
     database_url: str, database: Database, ledger: Ledger, model: Model, tmp_path: Path
 ) -> None:
     """Times are scaled; a turn takes as long as it takes. An attempt stops between two turns, so none is paid for twice."""
-    model.turns, model.seconds = 9, 1.0
+    model.turns, model.seconds = 9, 2.5
     evaluation = await agent(ledger, model, task=NOTES)
-    async with working(tmp_path, database_url=database_url, dispatch_deadline=15, deadline_margin=8, **QUICK) as worker:
+    async with working(
+        tmp_path, database_url=database_url, dispatch_deadline=26, deadline_margin=14, **QUICK
+    ) as worker:
         await push(worker, f"{await planned(ledger, [1])}.1")  # children start at once from here on
         told = await to_the_end(worker, evaluation)
     assert told["state"] == "succeeded"

@@ -10,7 +10,7 @@ import pytest
 
 from app.local.stack import Stack
 from app.spec import MAX_ARGUMENTS, MAX_DEPTH
-from tests.system.conftest import submit
+from tests.system.conftest import ended, submit
 from tests.web.test_evaluations import problem
 
 GOOD = {"task": "nobody/knows", "model": "m"}
@@ -128,7 +128,9 @@ async def test_addresses_are_bounded_too(client: httpx.AsyncClient, path: str) -
 @pytest.fixture(scope="module")
 async def evaluation(stack: Stack) -> str:
     async with httpx.AsyncClient(base_url=stack.url, timeout=60) as client:
-        return await submit(client, GOOD)
+        return str(
+            (await ended(client, await submit(client, GOOD)))["id"]
+        )  # what it logs is not for a later test to hear
 
 
 @pytest.mark.parametrize(
