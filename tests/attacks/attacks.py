@@ -244,10 +244,19 @@ time.sleep(0.5)  # for whoever looks, rather than holds
 if count == {FORKS}: reached()
 """
 
-_HOLD = """
+
+def holding(processes: int) -> str:
+    """Each holds 100 MiB; `count`: how many did so at the same time. The first waits at a pipe that ends with the program."""
+    return f"""
+count, wanted = 0, {processes}
+{_HOLDING}
+"""
+
+
+_HOLDING = """
 ours, theirs = os.pipe()
 told, tell = os.pipe()
-for _ in range(6):
+for _ in range(wanted):
     if os.fork() == 0:
         os.close(theirs)
         held = bytearray(b"x") * (100 * 2**20)
@@ -255,11 +264,9 @@ for _ in range(6):
         os.read(ours, 1)
         os._exit(0)
 os.close(tell)
-count = 0
-while count < 6 and not os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT):
+while count < wanted and not os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT):
     if select.select([told], [], [], 0.1)[0]: count += len(os.read(told, 1))
 time.sleep(0.5)  # for whoever looks, rather than holds
-if count == 6: reached()
 """
 
 _FILL = """
@@ -341,7 +348,7 @@ async def _too_much_output(sandbox: SandboxEnvironment, targets: Targets) -> boo
 USING = [
     _program("processes without end", _FORK),
     _program("memory of one process", "held = bytearray(b'x') * (600 * 2**20)\nreached()"),
-    _program("memory of many processes", _HOLD),
+    _program("memory of many processes", f"{holding(6)}if count == 6: reached()"),
     _fill("files in the workspace", "."),
     _fill("files in /tmp", "/tmp/planted-{mark}"),
     _fill("files in shared memory", "/dev/shm/planted-{mark}"),

@@ -1,6 +1,7 @@
 """Proctor's worker with nothing simulated but the child, which sleeps: the real engine, ledger, leases and executor."""
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
@@ -37,6 +38,8 @@ class Sleeper:
 
     def __init__(self, lasts: dict[str, float]) -> None:
         self._lasts = lasts
+        self.began = time.monotonic()
+        self.peak_bytes = None
 
     @asynccontextmanager
     async def run(self, job: Job) -> AsyncIterator["SleepingChild"]:
@@ -48,6 +51,8 @@ class SleepingChild:
     def __init__(self, job: Job, lasts: float) -> None:
         self._job = job
         self._lasts = lasts
+        self.began = time.monotonic()
+        self.peak_bytes = None
 
     async def __aiter__(self) -> AsyncIterator[Any]:
         yield Started(pid=0, versions={})

@@ -1,6 +1,6 @@
 """The operator's bounds on what may be evaluated hold on every way in."""
 
-from unittest.mock import sentinel
+from unittest.mock import Mock, sentinel
 
 import pytest
 
@@ -9,6 +9,7 @@ from app.evaluations.allowed import Allowed
 from app.evaluations.submit import Submissions
 from app.inline import Inline
 from app.spec import Spec
+from app.tracing import NO_TRACER
 
 BOUNDED = Allowed(("suite/*", "proctor/programming"), ("openai/*", "mockllm/model"))
 
@@ -57,7 +58,7 @@ def test_by_default_everything_is_allowed() -> None:
 async def test_it_is_refused_before_anything_is_written_or_run() -> None:
     """Neither the ledger nor a child is there to be used."""
     submissions = Submissions(sentinel.ledger, sentinel.queue, BOUNDED)
-    inline = Inline(sentinel.executor, submissions, sentinel.reader)
+    inline = Inline(Mock(spec_set=["tracer"], tracer=NO_TRACER), submissions, sentinel.reader)
     with pytest.raises(InvalidRequest, match="not allowed here"):
         await submissions.submit(spec("other/one"), "me")
     with pytest.raises(InvalidRequest, match="not allowed here"):

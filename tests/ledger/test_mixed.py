@@ -43,6 +43,10 @@ GROUP BY v.id HAVING v.state = 'running' OR v.remaining <> 0 OR count(e.id) <> 1
 """)
 
 
+ROUNDS = 4
+"""At most: in one, something may by chance not have happened, on a busy machine above all."""
+
+
 class Crowd:
     """Workers, sweepers and users of one ledger; `did` counts what their turns came to."""
 
@@ -140,7 +144,10 @@ async def test_everything_at_once_never_deadlocks_and_comes_to_its_end(
     seed = random.randrange(2**32)
     crowd = Crowd(Ledger(database, lease=LEASE, worker=settings.worker), database, seed)
     with watched(engine) as errors:
-        await crowd.run()
+        for _ in range(ROUNDS):
+            await crowd.run()
+            if all(crowd.did[what] for what in HAPPENS):
+                break
         await crowd.drain()
     print(f"seed {seed}: {dict(crowd.did)}")
 

@@ -15,27 +15,10 @@ from app.runner.place import make_directory
 from app.runner.sandbox import ProctorSandbox, contain
 from app.runner.watchdog import Watchdog, tree
 from app.spec import SandboxLimits
-from tests.attacks.attacks import stays_alive
+from tests.attacks.attacks import holding, stays_alive
 
 LIMITS = SandboxLimits(memory=2**28, processes=64, workspace=2**23, tmp=2**22, cpu=20, output=2**16)
-TOGETHER = """
-import os, select, sys
-ours, theirs = os.pipe()
-told, tell = os.pipe()
-for _ in range(4):
-    if os.fork() == 0:
-        os.close(theirs)
-        held = bytearray(b"x") * (100 * 2**20)
-        os.write(tell, b"x")
-        os.read(ours, 1)
-        os._exit(0)
-os.close(tell)
-count = 0
-while count < 4 and not os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT):
-    if select.select([told], [], [], 0.1)[0]: count += len(os.read(told, 1))
-print(count)
-sys.stdout.flush()
-"""
+TOGETHER = f"import os, select, time\n{holding(4)}print(count)"
 
 
 async def _open(monkeypatch: pytest.MonkeyPatch, cgroups: bool) -> ProctorSandbox:

@@ -9,7 +9,7 @@ from tempfile import TemporaryDirectory
 
 import pytest
 
-from app.runner import bubblewrap
+from app.runner import bubblewrap, launchers
 from app.runner.launchers import choose, open_place, probe
 from app.runner.messages import Containment, Launcher
 from app.runner.place import NoLauncher
@@ -36,10 +36,18 @@ async def test_a_launcher_that_is_closed_passes_the_probe(launcher: Launcher, pr
     ("leak", "reached"),
     [("environment", "the service's environment"), ("network", "127.0.0.1:"), ("mounts", "the service's files")],
 )
-async def test_a_launcher_that_lets_something_through_does_not_pass(leak: str, reached: str, program: Path) -> None:
+async def test_a_launcher_that_lets_something_through_does_not_pass(
+    leak: str, reached: str, program: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     sandbox_do.install(program.parent, leak)
-    with pytest.raises(NoLauncher, match=reached):
-        await probe(CLOUD_RUN, forbidden=())
+    with TemporaryDirectory(
+        dir=Path.home()
+    ) as folder:  # wherever the service lies: /tmp, for one, is the sandbox's own
+        file = Path(folder, "file")
+        file.touch()
+        monkeypatch.setattr(launchers, "__file__", str(file))
+        with pytest.raises(NoLauncher, match=reached):
+            await probe(CLOUD_RUN, forbidden=())
 
 
 async def test_a_metadata_server_in_reach_does_not_pass(program: Path) -> None:

@@ -178,6 +178,7 @@ async def test_an_unknown_execution_is_told_so(services: Services) -> None:
     assert (await push(services, "nobody.1")).kind == "unknown"
 
 
+@pytest.mark.usefixtures("every_log")
 async def test_results_that_a_deploy_has_mixed_say_so(services: Services, tmp_path: Path) -> None:
     """Two workers, of two versions, on one evaluation."""
     version, ledger = tmp_path / "version", services.executor.ledger
