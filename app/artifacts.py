@@ -5,10 +5,11 @@ object, and what counts is what the ledger points at. An evaluation's folder is 
 """
 
 import asyncio
-from collections.abc import Iterable, Iterator
+import functools
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 from uuid import uuid4
 
 import fsspec
@@ -27,17 +28,39 @@ PATIENCE = 60
 
 HALF = ".half"
 
-_again = retry(
-    retry=retry_if_exception_type(OSError) & retry_if_not_exception_type(FileNotFoundError),
-    stop=stop_after_delay(PATIENCE),
-    wait=wait_random_exponential(multiplier=0.1, max=5),
-    reraise=True,
-)
+_STORES = ("aiohttp", "gcsfs", "google")
+"""Packages whose errors are what a bucket, or the way to it, has to say."""
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+def _again(call: Callable[P, T]) -> Callable[P, T]:
+    """Tries again for `PATIENCE`. A bucket's errors are not all OSErrors as a disk's are; here they become such."""
+
+    @retry(
+        retry=retry_if_exception_type(OSError) & retry_if_not_exception_type(FileNotFoundError),
+        stop=stop_after_delay(PATIENCE),
+        wait=wait_random_exponential(multiplier=0.1, max=5),
+        reraise=True,
+    )
+    @functools.wraps(call)
+    def patient(*args: P.args, **named: P.kwargs) -> T:
+        try:
+            return call(*args, **named)
+        except OSError:
+            raise
+        except Exception as error:
+            if type(error).__module__.partition(".")[0] in _STORES:
+                raise OSError(f"{type(error).__name__}: {error}") from error
+            raise
+
+    return patient
 
 
 class Artifacts:
     """`root` is a URL. The calls are made in threads: fsspec is synchronous. What the store refuses for longer than
-    `PATIENCE` is raised as it comes, mostly an OSError."""
+    `PATIENCE` is raised as an OSError."""
 
     def __init__(self, root: str) -> None:
         self._root = root.rstrip("/")

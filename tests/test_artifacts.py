@@ -2,8 +2,12 @@
 
 import asyncio
 from pathlib import Path
+from typing import Any
 
+import aiohttp
 import pytest
+from gcsfs.retry import HttpError
+from google.auth.exceptions import TransportError
 
 from app.artifacts import Artifacts
 
@@ -69,3 +73,34 @@ async def test_a_store_that_fails_for_a_while_is_tried_again(artifacts: Artifact
     store.unlink()
     await writing
     assert await artifacts.read(artifacts.url("e", "f")) == b"kept"
+
+
+@pytest.mark.parametrize(
+    "refusal",
+    [
+        HttpError({"code": 503, "message": "Backend Error"}),
+        aiohttp.ClientPayloadError("Response payload is not completed"),
+        TransportError("the metadata server does not answer"),  # type: ignore[no-untyped-call]
+    ],
+    ids=["gcsfs", "aiohttp", "google.auth"],
+)
+async def test_what_a_bucket_says_is_tried_again_though_it_is_no_oserror(
+    artifacts: Artifacts, monkeypatch: pytest.MonkeyPatch, refusal: Exception
+) -> None:
+    refusals, url = [refusal], artifacts.url("e", "e.1", 1, "a")
+    pipe = artifacts._filesystem.pipe_file
+
+    def reluctant(*args: Any) -> Any:
+        if refusals:
+            raise refusals.pop()
+        return pipe(*args)
+
+    monkeypatch.setattr(artifacts._filesystem, "pipe_file", reluctant)
+    await artifacts.write(url, b"a")
+    assert await artifacts.read(url) == b"a"
+
+
+async def test_a_mistake_of_ours_is_not_tried_again(artifacts: Artifacts, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(artifacts._filesystem, "pipe_file", lambda *_: [][0])
+    with pytest.raises(IndexError):
+        await artifacts.write(artifacts.url("e", "e.1", 1, "a"), b"a")
