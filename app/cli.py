@@ -172,6 +172,15 @@ def submit(
     sandbox: Annotated[
         Literal["proctor", "local"] | None, typer.Option(help="Instead of the task's own; local isolates nothing.")
     ] = None,
+    sandbox_limits: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--sandbox-limit",
+            metavar="KEY=N",
+            help="Less for a sample's code than the service allows: memory, workspace, tmp, output (bytes), processes, cpu"
+            " (seconds). Can be given again.",
+        ),
+    ] = None,
     samples_per_execution: Annotated[
         int | None, typer.Option(min=1, metavar="N", help="Samples that one unit of queue work runs.")
     ] = None,
@@ -208,6 +217,7 @@ def submit(
         "cost_limit": cost_limit,
         "fail_on_error": fail_on_error,
         "sandbox": sandbox,
+        "sandbox_limits": _arguments("--sandbox-limit", sandbox_limits) or None,
         "samples_per_execution": samples_per_execution,
         "retry_on_error": retry_on_error,
         "checkpoint": checkpoint,

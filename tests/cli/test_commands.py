@@ -7,7 +7,7 @@ from uuid import uuid4
 
 import pytest
 
-from app.spec import Spec
+from app.spec import SandboxLimits, Spec
 from tests.cli.conftest import Proctor, Service
 from tests.cli.evaluations import FAULT, LOG, ended, planned, scored, settle, submitted
 from tests.cli.relay import open_relay
@@ -34,6 +34,7 @@ async def test_what_is_given_on_the_command_line_is_what_the_spec_says(proctor: 
         *("-T", "s=some text", "-T", 'q="007"', "-T", 'comma="a,b"', "-T", "day=2026-01-01", "-T", "e="),
         *("--limit", "3", "--epochs", "2", "--message-limit", "9", "--token-limit", "1000", "--time-limit", "60"),
         *("--working-limit", "50", "--cost-limit", "0.5", "--sandbox", "local", "--samples-per-execution", "4"),
+        *("--sandbox-limit", "memory=67108864", "--sandbox-limit", "cpu=10"),
         *("--max-failures", "1", "--no-fail-on-error", "--tag", "suite=nightly", "--tag", "by=me=you"),
     )
     assert ran.code == 0, ran.err
@@ -54,6 +55,7 @@ async def test_what_is_given_on_the_command_line_is_what_the_spec_says(proctor: 
         cost_limit=0.5,
         fail_on_error=False,
         sandbox="local",
+        sandbox_limits=SandboxLimits(memory=2**26, cpu=10),
         samples_per_execution=4,
         max_failures=1,
         tags={"suite": "nightly", "by": "me=you"},

@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import anyio
 import pytest
 
 from app.runner import bubblewrap, launchers
@@ -57,6 +58,22 @@ async def test_a_metadata_server_in_reach_does_not_pass(program: Path) -> None:
         host, port = server.getsockname()
         with pytest.raises(NoLauncher, match=f"{host}:{port}"):
             await probe(CLOUD_RUN, forbidden=((host, port),))
+
+
+AS_FIRST_PROCESS = """
+import anyio, ctypes, os
+from pathlib import Path
+from app.runner.launchers import probe
+from app.runner.messages import Containment
+ctypes.CDLL(None).prctl(36, 1, 0, 0, 0)  # PR_SET_CHILD_SUBREAPER: orphans come here, as they do to a container's first
+for _ in range(3): anyio.run(probe, Containment())
+print([Path(f"/proc/{pid}/comm").read_text() for pid in Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()])
+"""
+
+
+async def test_a_probe_leaves_no_process_behind_in_a_container() -> None:
+    ran = await anyio.run_process([sys.executable, "-c", AS_FIRST_PROCESS])
+    assert ran.stdout == b"[]\n"
 
 
 async def test_the_first_that_passes_is_taken(program: Path) -> None:
