@@ -260,7 +260,7 @@ class Settings(BaseSettings):
     sandbox_tmp: int = Field(
         default=2**28,
         ge=2**20,
-        description="Files in a sample's `/tmp` (bytes), and in `/var/tmp`. In memory too. Ours.",
+        description="Files in a sample's `/tmp`, `/var/tmp` and `/dev/shm` together (bytes). In memory too. Ours.",
     )
     sandbox_cpu: int = Field(
         default=300,

@@ -63,7 +63,7 @@ class SandboxLimits(BaseModel):
     )
     processes: int | None = Field(default=None, ge=16, description="Processes and threads at the same time.")
     workspace: int | None = Field(default=None, ge=2**20, description="Bytes of files in `/workspace`.")
-    tmp: int | None = Field(default=None, ge=2**20, description="Bytes of files in `/tmp`.")
+    tmp: int | None = Field(default=None, ge=2**20, description="Bytes of files in `/tmp`, `/var/tmp` and `/dev/shm`.")
     cpu: int | None = Field(default=None, ge=1, description="Seconds of CPU for each process.")
     output: int | None = Field(
         default=None, ge=1024, description="Bytes kept of each output stream of a command: its last ones."

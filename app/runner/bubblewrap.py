@@ -1,7 +1,7 @@
 """The launcher `bubblewrap`.
 
 Each call is a bubblewrap of its own: new pid, user, mount, network, ipc, uts and cgroup namespaces, no capabilities, no
-environment. When its command ends, everything that it started is killed with its pid namespace.
+environment. When its first process ends, everything else in its pid namespace has been killed and is gone.
 
 The sample's files lie in file systems in memory of bounded size, which one process per sample, the *holder*, has mounted in
 a mount namespace of its own; calls enter that before they start. The holder reads its standard input: it ends with the
@@ -22,12 +22,13 @@ from app.runner.cgroup import Cgroup
 from app.runner.place import (
     ETC,
     ROOT,
-    SHM_BYTES,
+    TEMPORARY_FILES,
     UIDS,
     WORKSPACE,
     NoLauncher,
     become,
     enter,
+    file_sizes,
     make_own,
     variables,
 )
@@ -53,7 +54,7 @@ while [ $# -gt 0 ]; do
   mount -t tmpfs -o "size=$2,nr_inodes=$(($2 / 4096 + 16)),mode=0700,nosuid,nodev" "$1" "$disk/$1" || exit 1
   shift 2
 done
-echo ready && read -r _
+mkdir "$disk/tmp/tmp" "$disk/tmp/var" "$disk/tmp/shm" && echo ready && read -r _
 """
 
 
@@ -83,8 +84,7 @@ class Bubblewrap:
         return place
 
     async def _hold(self, limits: SandboxLimits) -> None:
-        sizes = {"workspace": limits.workspace, "tmp": limits.tmp, "var": limits.tmp, "root": limits.workspace}
-        pairs = [str(part) for pair in sizes.items() for part in pair]
+        pairs = [str(part) for pair in file_sizes(limits).items() for part in pair]
         command = [
             *enter(self._cgroup.doors if self._cgroup else []),
             *(*become(), "/usr/bin/unshare", "--user", "--map-root-user", "--mount"),
@@ -116,22 +116,17 @@ class Bubblewrap:
             binary(),
             *("--unshare-user", "--unshare-pid", "--unshare-net", "--unshare-ipc", "--unshare-uts"),
             *("--unshare-cgroup-try", "--disable-userns", "--cap-drop", "ALL", "--die-with-parent", "--new-session"),
+            "--as-pid-1",  # or a process of bubblewrap's own would be the first, and outlive the one that we wait for
             *("--uid", str(UIDS[user]), "--gid", str(UIDS[user]), "--hostname", "sandbox"),
-            *("--bind", str(self._disk / "tmp"), "/tmp", "--bind", str(self._disk / "var"), "/var/tmp"),
+            *("--proc", "/proc", "--dev", "/dev"),
+            *(
+                part
+                for name in TEMPORARY_FILES
+                for part in ("--bind", str(self._disk / "tmp" / name), TEMPORARY_FILES[name])
+            ),
+            *("--remount-ro", "/dev"),
             *system_mounts(),  # behind /tmp and /var/tmp, where somebody may have a Python
             *(part for name in ETC for part in ("--ro-bind", str(self.directory / "etc" / name), f"/etc/{name}")),
-            *(
-                "--proc",
-                "/proc",
-                "--dev",
-                "/dev",
-                "--size",
-                str(SHM_BYTES),
-                "--tmpfs",
-                "/dev/shm",
-                "--remount-ro",
-                "/dev",
-            ),
             *("--bind", str(self._disk / "workspace"), WORKSPACE),
             *(("--bind", str(self._disk / "root"), "/root") if user == ROOT else ()),
             *("--remount-ro", "/", "--chdir", "/", "--clearenv"),

@@ -12,7 +12,7 @@ import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from app.runner.place import ETC, ROOT, SHM_BYTES, WORKSPACE, NoLauncher, enter, variables
+from app.runner.place import ETC, ROOT, TEMPORARY_FILES, WORKSPACE, NoLauncher, enter, file_sizes, variables
 from app.runner.reachable import together
 from app.runner.visible import PYTEST, covered_folders, pytest_packages
 from app.runner.watchdog import Watchdog
@@ -30,16 +30,7 @@ class CloudRun:
         self._nothing = directory / "nothing"
         self._program = program
         self._hidden = hidden
-        assert limits.workspace
-        assert limits.tmp
-        sizes = {
-            "workspace": limits.workspace,
-            "tmp": limits.tmp,
-            "var": limits.tmp,
-            "root": limits.workspace,
-            "shm": SHM_BYTES,
-        }
-        self._disks = {directory / name: size for name, size in sizes.items()}
+        self._disks = {directory / name: size for name, size in file_sizes(limits).items()}
         self.watchdog = Watchdog(self.calls, limits.memory, limits.processes, self._disks)
 
     @classmethod
@@ -51,7 +42,8 @@ class CloudRun:
                 "There is no `sandbox` program: it is Cloud Run's, for services whose container has `sandboxLauncher: true`."
             )
         place = cls(directory, limits, program, hidden)
-        for folder in (*place._disks, place._nothing):
+        temporary = [directory / "tmp" / name for name in TEMPORARY_FILES]
+        for folder in (*place._disks, *temporary, place._nothing):
             folder.mkdir()
             folder.chmod(0o777)  # whoever the platform makes of the command; nobody else can see it
         return place
@@ -70,9 +62,8 @@ class CloudRun:
         for name in ETC:
             yield self.directory / "etc" / name, f"/etc/{name}", "readonly"
         yield together(pytest_packages()), PYTEST, "readonly"
-        yield self.directory / "tmp", "/tmp"
-        yield self.directory / "var", "/var/tmp"
-        yield self.directory / "shm", "/dev/shm"
+        for name, target in TEMPORARY_FILES.items():
+            yield self.directory / "tmp" / name, target
         yield self.directory / "workspace", WORKSPACE
         yield (self.directory / "root", "/root") if user == ROOT else (self._nothing, "/root", "readonly")
 

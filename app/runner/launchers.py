@@ -9,9 +9,7 @@ import os
 import secrets
 import shutil
 import socket
-import time
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from subprocess import DEVNULL, PIPE
@@ -30,8 +28,6 @@ METADATA_SERVER = ("169.254.169.254", 80)
 
 _TIMEOUT = 20.0
 """Seconds for the probe's one command, which takes a tenth of one."""
-_BURIAL = 2.0
-"""Seconds for the processes of a probe that is over to end; they have been killed."""
 _MARK = "PROCTOR_PROBE"
 
 # $1: a word that is in the launcher's environment; $2: a file of the service; then addresses to connect to, `host port`.
@@ -122,7 +118,6 @@ async def probe(
     finally:
         with anyio.CancelScope(shield=True):
             await launched.close()
-            await anyio.to_thread.run_sync(_bury_orphans)
     if reached:
         raise NoLauncher(f"The sandbox is not closed: its code could reach {', '.join(reached)}.")
 
@@ -146,20 +141,6 @@ async def _attack(launched: Launched, addresses: Sequence[tuple[str, int]]) -> l
         reason = result.stderr.decode(errors="replace").strip() or f"exit code {result.returncode}"
         raise NoLauncher(f"The sandbox could not start: {reason}. {_advice(launched)}".strip())
     return lines[:-2]
-
-
-def _bury_orphans() -> None:
-    """Bubblewrap ends before its first process inside does, which then is for the machine's first process to wait for. In a
-    container that is the service, and it would stay for as long as that runs. Nobody else starts a bubblewrap here: attempts'
-    are started by their children."""
-    deadline = time.monotonic() + _BURIAL
-    for file in Path("/proc/self/task").glob("*/children"):
-        for pid in map(int, file.read_text().split()):
-            with suppress(OSError):
-                while Path(f"/proc/{pid}/comm").read_text() == "bwrap\n" and time.monotonic() < deadline:
-                    if os.waitpid(pid, os.WNOHANG)[0] == pid:
-                        break
-                    time.sleep(0.01)
 
 
 def _advice(launched: Launched) -> str:

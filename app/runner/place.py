@@ -35,8 +35,8 @@ DEFAULTS = SandboxLimits(
 FILE_BYTES = 100 * 2**20
 """A larger file could not be read back: Inspect's limit for read_file."""
 
-SHM_BYTES = 64 * 2**20
-"""Of /dev/shm: Docker's default."""
+TEMPORARY_FILES = {"tmp": "/tmp", "var": "/var/tmp", "shm": "/dev/shm"}
+"""What lies in one bounded place of `SandboxLimits.tmp` bytes: the folder in it, and where the sandbox has it."""
 
 ETC = {
     "passwd": f"root:x:0:0::/root:/bin/sh\n{USER}:x:1000:1000::{WORKSPACE}:/bin/sh\nnobody:x:65534:65534::/:\n",
@@ -78,6 +78,14 @@ def make_directory(within: Path | None = None) -> Path:
         (directory / "etc" / name).chmod(0o644)
     (directory / "etc").chmod(0o755)
     return directory
+
+
+def file_sizes(limits: SandboxLimits) -> dict[str, int]:
+    """Bytes of files by folder of a sample's place. In `root`, which only Inspect's checkpoints write to, an archive of the
+    workspace must fit."""
+    assert limits.workspace
+    assert limits.tmp
+    return {"workspace": limits.workspace, "tmp": limits.tmp, "root": limits.workspace}
 
 
 def make_own(folder: Path) -> Path:

@@ -45,7 +45,16 @@ _SERVER_TIMEOUT = 60  # seconds for a tool server to start
 # Printed before the command starts. Without it in front of stderr, the launcher failed, not the command: this must not be
 # guessed from messages, which the agent's code could print too.
 _STARTED = b"\x02started\x03"
-_START = 'printf \'\\002started\\003\' >&2; cd -- "$1" || exit 1; shift; exec "$@"'
+# The shell stays: as a namespace's first process it ends when the command has, and the kernel lets it end only when all else
+# in there is dead. What it would say itself of a command that was killed is nobody's concern.
+_START = """
+printf '\\002started\\003' >&2
+cd -- "$1" || exit 1
+shift
+exec 3>&2 2>/dev/null
+(exec "$@" 2>&3 3>&-)
+exit $?
+"""
 _START_NAME = "proctor"
 _CANNOT_EXECUTE = 126
 

@@ -36,7 +36,8 @@ class Watchdog:
         """Until it is cancelled."""
         while True:
             await anyio.sleep(LOOK_EVERY)
-            await anyio.to_thread.run_sync(self.look)
+            if os.listdir(self.calls):
+                await anyio.to_thread.run_sync(self.look)
 
     def look(self) -> None:
         roots = dict(self._roots())

@@ -89,7 +89,7 @@ for p in parents():
     _program(
         "memory of the harness",
         """
-for pid in parents():
+for pid in [targets['harness']]:
     for line in open(f"/proc/{pid}/maps"):
         if "[heap]" in line:
             start, end = (int(part, 16) for part in line.split()[0].split("-"))
@@ -151,11 +151,11 @@ reached()
 # Breaking out ---------------------------------------------------------------------------------------------------------
 
 BREAKING = [
-    _program("signal the harness", "for pid in parents():\n  os.kill(pid, 0)\n  reached()"),
+    _program("signal the harness", "for pid in [targets['harness']]:\n  os.kill(pid, 0)\n  reached()"),
     _program(
         "trace the harness",
         """
-for pid in parents():
+for pid in [targets['harness']]:
     if ctypes.CDLL(None).ptrace(16, pid, None, None) == 0:  # PTRACE_ATTACH
         ctypes.CDLL(None).ptrace(17, pid, None, None)  # PTRACE_DETACH
         reached(pid)
