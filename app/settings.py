@@ -276,7 +276,7 @@ class Settings(BaseSettings):
     child_memory: int = Field(
         default=2**33,
         ge=2**30,
-        description="Address space of one child, which runs the task's own code (bytes). Ours: about eight times what Inspect"
+        description="Address space of one child, which runs the task's own code (bytes). Ours: about ten times what Inspect"
         " and the providers' packages map, and less than a leak needs to take the worker along.",
     )
 
