@@ -3,6 +3,7 @@
 It is slower than the kernel: within one look a process can take what its own limits allow.
 """
 
+import logging
 import os
 import signal
 from collections.abc import Iterator
@@ -11,6 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import anyio
+
+logger = logging.getLogger(__name__)
 
 LOOK_EVERY = 0.1
 """Seconds between two looks while something runs. Ours: a process that takes 2 GiB a second is ended 0.2 GiB late."""
@@ -36,8 +39,11 @@ class Watchdog:
         """Until it is cancelled."""
         while True:
             await anyio.sleep(LOOK_EVERY)
-            if os.listdir(self.calls):
-                await anyio.to_thread.run_sync(self.look)
+            try:
+                if os.listdir(self.calls):
+                    await anyio.to_thread.run_sync(self.look)
+            except Exception:  # one look that failed must not be the last
+                logger.exception("the watchdog could not look")
 
     def look(self) -> None:
         roots = dict(self._roots())

@@ -4,6 +4,8 @@ import os
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
+import anyio
+import anyio.from_thread
 import pytest
 from inspect_ai.util._sandbox._cli import SANDBOX_CLI, SANDBOX_TOOLS_DIR
 
@@ -158,6 +160,24 @@ def test_it_ends_no_call_while_nothing_is_over(tmp_path: Path) -> None:
     watchdog = Watchdog(tmp_path, memory=2**40, processes=10_000, disks={tmp_path: 2**30})
     watchdog.look()
     assert not watchdog.ended
+
+
+async def test_a_look_that_fails_is_not_the_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "1").write_text(str(os.getpid()))
+    looks, third = [0], anyio.Event()
+
+    def look(_: Watchdog) -> None:
+        looks[0] += 1
+        if looks[0] == 3:
+            anyio.from_thread.run_sync(third.set)
+        raise PermissionError("for once")
+
+    monkeypatch.setattr(Watchdog, "look", look)
+    async with anyio.create_task_group() as group:
+        group.start_soon(Watchdog(tmp_path, processes=1).watch)
+        with anyio.fail_after(30):
+            await third.wait()
+        group.cancel_scope.cancel()
 
 
 # What a tool asks to have in the background
