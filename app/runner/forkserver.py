@@ -49,7 +49,7 @@ class Report(TypedDict, total=False):
 
 def main() -> None:
     control, parent = socket.socket(fileno=int(sys.argv[1])), int(sys.argv[2])
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
     die_with_parent(parent, signal.SIGTERM)
     ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1)  # see `_bury_orphans`
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # in a child that has not begun: nothing of it is to be wound down
@@ -83,10 +83,19 @@ class Forkserver:
         self._wake_sender = wake
 
     def __enter__(self) -> "Forkserver":
+        own = os.getpid()  # a child that has not begun has this handler too
+
+        def leave(*_: object) -> None:
+            """Not by an exception: raised while a module is being imported, it may be swallowed there."""
+            if os.getpid() == own:
+                self.__exit__()
+            os._exit(0)
+
+        signal.signal(signal.SIGTERM, leave)
         return self
 
     def __exit__(self, *_: object) -> None:
-        for pid in self._children:
+        for pid in list(self._children):
             _kill_group(pid)
 
     def serve(self) -> None:

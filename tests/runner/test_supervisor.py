@@ -246,3 +246,23 @@ async def _until(condition: Callable[[], bool]) -> None:
     while not condition():
         assert anyio.current_time() < deadline
         await anyio.sleep(0.02)
+
+
+WHERE_EXCEPTIONS_ARE_LOST = """
+import os, signal, socket, weakref
+from app.runner.forkserver import Forkserver
+class Module: pass
+def callback(_):  # as importlib has them: what one raises is printed, and forgotten
+    os.kill(os.getpid(), signal.SIGTERM)
+    for _ in range(1000): pass
+with Forkserver(socket.socketpair()[0]):
+    module = Module()
+    kept = weakref.ref(module, callback)
+    del module
+    print("it goes on")
+"""
+
+
+def test_a_forkserver_ends_when_it_is_told_to_in_the_middle_of_an_import() -> None:
+    ran = subprocess.run([sys.executable, "-c", WHERE_EXCEPTIONS_ARE_LOST], capture_output=True, text=True, check=False)
+    assert (ran.returncode, ran.stdout, ran.stderr) == (0, "", "")
