@@ -23,6 +23,7 @@ from app.local.cloud_tasks import CloudTasksEmulator
 from app.local.postgres import open_postgres
 from app.local.stack import create_queue
 from app.settings import load
+from tests.processes import is_forkserver
 from tests.report import Goal, Report, Value
 from tests.system.conftest import ended, submit
 
@@ -167,7 +168,7 @@ async def _all_begun(marks: Path, n: int) -> None:
 
 def _memory(service: int) -> dict[str, float]:
     family = _family(service)
-    forkserver = next(p for p in family if "app.runner.forkserver" in " ".join(p.cmdline()) and p.ppid() == service)
+    forkserver = next(p for p in family if is_forkserver(p) and p.ppid() == service)
     children = forkserver.children(recursive=True)
     return {
         "pss": sum(_pss(p) for p in family),

@@ -15,6 +15,7 @@ import httpx
 import psutil
 import pytest
 
+from tests.processes import command_line, is_forkserver
 from tests.system.conftest import ended, spec, submit, until
 
 PATIENCE = 60
@@ -61,10 +62,9 @@ def test_whatever_ends_it_no_process_is_left(tmp_path: Path, number: signal.Sign
     with local(tmp_path / "data") as (process, url):
         assert httpx.get(f"{url}/health/ready").status_code == 200
         below = descendants(process)
-        names = {p.name() for p in below}
-        assert "postgres" in names
-        assert any("app.local.unprivileged" not in " ".join(p.cmdline()) for p in below)
-        assert [p for p in below if "app.runner.forkserver" in " ".join(p.cmdline())]
+        assert any(command_line(p).startswith("postgres: ") for p in below)
+        assert any("app.local.unprivileged" not in command_line(p) for p in below)
+        assert any(map(is_forkserver, below))
         # as a terminal does it: Ctrl-C reaches the whole foreground group
         os.killpg(process.pid, number) if number == signal.SIGINT else process.send_signal(number)
         assert process.wait(PATIENCE) == (-9 if number == signal.SIGKILL else 0)

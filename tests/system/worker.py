@@ -15,6 +15,8 @@ from typing import Any
 import httpx
 import psutil
 
+from tests.processes import is_forkserver
+
 START = 60
 """Seconds in which a worker serves, on a busy machine too."""
 
@@ -40,7 +42,7 @@ class Worker:
         return psutil.Process(self.pid).children(recursive=True)
 
     def forkserver(self) -> psutil.Process:
-        (found,) = [p for p in psutil.Process(self.pid).children() if "app.runner.forkserver" in " ".join(p.cmdline())]
+        (found,) = filter(is_forkserver, psutil.Process(self.pid).children())
         return found
 
     def logged(self, message: str) -> list[dict[str, Any]]:

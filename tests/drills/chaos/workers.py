@@ -15,6 +15,7 @@ from typing import Any
 import psutil
 
 from app.settings import PREFIX
+from tests.processes import is_forkserver
 
 START = 120
 """Seconds in which a worker serves, on a busy machine too."""
@@ -53,9 +54,7 @@ class Worker:
 
     def forkserver(self) -> psutil.Process | None:
         with suppress(psutil.Error):
-            for process in psutil.Process(self._process.pid).children():
-                if "app.runner.forkserver" in " ".join(process.cmdline()):
-                    return process
+            return next(filter(is_forkserver, psutil.Process(self._process.pid).children()), None)
         return None
 
     def children(self) -> list[Child]:
