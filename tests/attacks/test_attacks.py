@@ -17,7 +17,7 @@ import pytest
 
 import app
 from app.local.cloud_tasks import CloudTasksEmulator
-from app.runner.messages import MESSAGE, Containment, Done, Job, Message, Progress, SampleEnded, SampleRef
+from app.runner.messages import LOGS, MESSAGE, Containment, Done, Job, Message, Progress, SampleEnded, SampleRef
 from app.runner.reachable import is_root
 from app.runner.supervisor import Crashed, Supervisor
 from app.spec import SandboxLimits, Spec
@@ -62,9 +62,8 @@ async def targets(postgres: str) -> AsyncIterator[dict[str, Any]]:
     """What there is to be reached on this machine."""
     folder = Path(mkdtemp(prefix="proctor-attacked-"))
     folder.chmod(0o777)
-    for name in ("logs", "checkpoints", "writable"):
-        (folder / name).mkdir()
-        (folder / name).chmod(0o777)
+    (folder / "writable").mkdir()
+    (folder / "writable").chmod(0o777)
     (folder / "file").write_text(SECRET)
     (folder / "file").chmod(0o644)
     with ExitStack() as stack:
@@ -80,8 +79,6 @@ async def targets(postgres: str) -> AsyncIterator[dict[str, Any]]:
                 "source": str(SOURCE),
                 "hidden": str(SOURCE.parent / "examples/problems/*.md"),
                 "scratch": str(folder),
-                "logs": str(folder / "logs"),
-                "checkpoints": str(folder / "checkpoints"),
                 "writable": str(folder / "writable"),
                 "listener": ["127.0.0.1", port],
                 "database": [database[0], int(database[1])],
@@ -95,7 +92,8 @@ async def targets(postgres: str) -> AsyncIterator[dict[str, Any]]:
 def job(sandbox: str, targets: dict[str, Any], names: list[str]) -> Job:
     directory = Path(mkdtemp(prefix="proctor-attack-", dir=targets["scratch"]))
     directory.chmod(0o777)
-    args = {"names": names, "targets": targets | {"mark": uuid4().hex}}
+    logs = f"{directory}/{LOGS}"  # the attempt's own; Inspect's checkpoints lie in there too
+    args = {"names": names, "targets": targets | {"mark": uuid4().hex, "logs": logs, "checkpoints": logs}}
     return Job(
         kind="run",
         evaluation_id="attack",
