@@ -133,14 +133,16 @@ binary, packages = bubblewrap.binary(), visible.pytest_packages()
 bubblewrap.binary, visible.pytest_packages = lambda: binary, lambda: packages
 job = Job.model_validate_json(sys.stdin.read())
 os.setgroups([]); os.setresgid(65534, 65534, 65534); os.setresuid(65534, 65534, 65534)
-out, receive = reversed(os.pipe())  # this user's own, as in any child
-os.dup2(out, held); os.close(out)
+send, receive = reversed(os.pipe())  # this user's own, as in any child
+os.dup2(send, held); os.close(send)
 subprocess.Popen(["cat"], stdin=receive); os.close(receive)
 import ctypes; ctypes.CDLL(None).prctl(4, 1, 0, 0, 0)  # PR_SET_DUMPABLE: as any process is that began as this user
 visible.system_mounts.cache_clear(); visible.python_folders.cache_clear()
 os.environ["HOME"] = os.environ["TMPDIR"] = job.directory
 os.chdir(job.directory)
-main(job, Writer(held))
+out = Writer(held)
+main(job, out)
+out.close()  # its thread ends with the process, told or not
 """
 
 
