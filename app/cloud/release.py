@@ -80,8 +80,7 @@ class Release:
                 smoke.ready(self.ready_patience)
             self.say(f"revision {revision} is ready")
         except ProctorError as error:
-            self._forget_candidate()
-            raise ReleaseFailed(f"{error} It got no traffic; {_share(before)}.") from error
+            raise ReleaseFailed(f"{error} It got no traffic; {_share(before)}.{self._forget_candidate()}") from error
         self._prove(revision, before)
 
     def _prove(self, revision: str, before: dict[str, int]) -> None:
@@ -147,8 +146,13 @@ class Release:
         update = ["run", "services", "update-traffic", SERVICE, f"--to-revisions={said}"]
         gcloud.run([*update, f"--remove-tags={CANDIDATE}", *self._where])
 
-    def _forget_candidate(self) -> None:
-        gcloud.run(["run", "services", "update-traffic", SERVICE, f"--remove-tags={CANDIDATE}", *self._where])
+    def _forget_candidate(self) -> str:
+        """What must be said of it, if anything."""
+        try:
+            gcloud.run(["run", "services", "update-traffic", SERVICE, f"--remove-tags={CANDIDATE}", *self._where])
+        except ProctorError as error:
+            return f" Its tag {CANDIDATE} could not be removed: {error}"
+        return ""
 
     def _smoke(self, url: str) -> Smoke:
         """With a token of the builder's own, whose audience is the service whatever the tag."""

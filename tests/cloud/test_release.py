@@ -160,6 +160,15 @@ def test_a_revision_that_is_not_ready_gets_no_traffic(gcloud: Gcloud, here: Here
     assert gcloud.said[-1] == f"run services update-traffic proctor --remove-tags=candidate {WHERE}"
 
 
+def test_a_tag_that_cannot_be_removed_does_not_hide_why_the_release_failed(
+    gcloud: Gcloud, here: Here, nobody: str
+) -> None:
+    gcloud.answer(["run", "services", "update-traffic"], code=1, err="quota exceeded")
+    _answers(gcloud, nobody, OLD)
+    with pytest.raises(ReleaseFailed, match=r"does not answer.*no traffic; .*tag candidate could not.*quota exceeded"):
+        _release(here, []).roll_out("2")
+
+
 def test_a_first_release_has_all_traffic_at_once_and_nothing_to_go_back_to(
     gcloud: Gcloud, here: Here, stack: Stack, nobody: str
 ) -> None:
