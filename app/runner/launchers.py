@@ -97,7 +97,7 @@ async def choose(
     for launcher in launchers:
         try:
             await probe(containment.model_copy(update={"launcher": launcher}), forbidden, within)
-        except NoLauncher as error:
+        except (NoLauncher, OSError) as error:  # OSError: no room for a folder, say
             reasons.append(f"{launcher}: {error}")
         else:
             return containment.model_copy(update={"launcher": launcher, "refusal": ""})

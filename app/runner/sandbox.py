@@ -41,6 +41,7 @@ __all__ = ["PYTEST", "WORKSPACE", "ProctorSandbox", "contain"]
 
 _FILE_TIMEOUT = 60  # seconds for read_file and write_file: a named pipe in a file's place would block for ever
 _SERVER_TIMEOUT = 60  # seconds for a tool server to start
+_SERVER_SAYS = 2**20  # bytes kept of what it says until then: the agent may have put another program in its place
 
 # Printed before the command starts. Without it in front of stderr, the launcher failed, not the command: this must not be
 # guessed from messages, which the agent's code could print too.
@@ -224,7 +225,7 @@ class ProctorSandbox(SandboxEnvironment):
         said = b""
         with suppress(anyio.EndOfStream), anyio.fail_after(_SERVER_TIMEOUT):
             while not said.endswith(_SERVED):
-                said += await server.stdout.receive()
+                said = (said + await server.stdout.receive())[-_SERVER_SAYS:]
         output, _, code = said.decode(errors="replace").rstrip("\x03").rpartition("\n")
         returncode = int(code) if code.isdigit() else 1
         return ExecResult(returncode == 0, returncode, output, output)

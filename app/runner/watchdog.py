@@ -67,9 +67,12 @@ class Watchdog:
         return None
 
     def _roots(self) -> Iterator[tuple[str, int]]:
+        """A call's first process is a child of ours. Another's that has its pid by now is none of our business."""
         for file in self.calls.iterdir():
             with suppress(OSError, ValueError):
-                yield file.name, int(file.read_text())
+                pid = int(file.read_text())
+                if parent_of(pid) == os.getpid():
+                    yield file.name, pid
 
 
 def tree(root: int) -> list[int]:
@@ -83,6 +86,12 @@ def tree(root: int) -> list[int]:
                 with suppress(OSError):
                     queue += map(int, Path(f"/proc/{pid}/task/{thread}/children").read_text().split())
     return found
+
+
+def parent_of(pid: int) -> int:
+    """Raises OSError if there is no such process."""
+    # proc(5): the fourth field; the second, the program's name, may hold anything
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
 
 
 def memory_of(pid: int) -> int:

@@ -1,12 +1,15 @@
 """What one sample's code may use in sum: held by a control group, and where none can be made, by the watchdog."""
 
 import os
+import signal
 from collections.abc import AsyncIterator, Callable
+from contextlib import suppress
 from pathlib import Path
 
 import anyio
 import anyio.from_thread
 import pytest
+from anyio.abc import Process
 from inspect_ai.util._sandbox._cli import SANDBOX_CLI, SANDBOX_TOOLS_DIR
 
 from app.runner.bubblewrap import Bubblewrap
@@ -155,11 +158,42 @@ def test_a_tree_is_a_process_and_all_that_descend_from_it() -> None:
     assert os.getpid() in tree(os.getppid())
 
 
-def test_it_ends_no_call_while_nothing_is_over(tmp_path: Path) -> None:
-    (tmp_path / "1").write_text(str(os.getpid()))
-    watchdog = Watchdog(tmp_path, memory=2**40, processes=10_000, disks={tmp_path: 2**30})
+@pytest.fixture
+async def call() -> AsyncIterator[tuple[Process, int]]:
+    """A process, and one that it has started."""
+    async with await anyio.open_process(["sh", "-c", "sleep 600 >/dev/null & echo $!; wait"]) as process:
+        assert process.stdout
+        started = int(await process.stdout.receive())
+        yield process, started
+        os.kill(started, signal.SIGKILL)
+        with suppress(ProcessLookupError):
+            process.kill()
+
+
+async def test_it_ends_no_call_while_nothing_is_over(tmp_path: Path, call: tuple[Process, int]) -> None:
+    (tmp_path / "1").write_text(str(call[0].pid))
+    watchdog = Watchdog(tmp_path, memory=2**40, processes=2, disks={tmp_path: 2**30})
     watchdog.look()
     assert not watchdog.ended
+    assert call[0].returncode is None
+
+
+async def test_it_ends_a_call_that_is_over(tmp_path: Path, call: tuple[Process, int]) -> None:
+    process, _ = call
+    (tmp_path / "1").write_text(str(process.pid))
+    watchdog = Watchdog(tmp_path, processes=1)
+    watchdog.look()
+    assert watchdog.ended == {"1": "it had more than 1 processes"}
+    assert await process.wait() == -signal.SIGKILL
+
+
+async def test_it_ends_nobody_who_has_the_pid_of_a_call_that_is_gone(tmp_path: Path, call: tuple[Process, int]) -> None:
+    process, other = call
+    (tmp_path / "1").write_text(str(other))
+    watchdog = Watchdog(tmp_path, processes=0)
+    watchdog.look()
+    assert not watchdog.ended
+    assert tree(process.pid) == [process.pid, other]
 
 
 async def test_a_look_that_fails_is_not_the_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -190,6 +224,18 @@ async def _serve(environment: ProctorSandbox, mark: str) -> str:
     await environment.exec(["mkdir", "-p", SANDBOX_TOOLS_DIR])
     await environment.exec(["sh", "-c", f"cat > {SANDBOX_CLI}; chmod +x {SANDBOX_CLI}"], input=server)
     return (await environment.exec([SANDBOX_CLI, "start-server"])).stdout
+
+
+async def test_a_server_that_says_too_much_at_its_start_costs_us_no_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    environment = await _open(monkeypatch, True)
+    await environment.exec(["mkdir", "-p", SANDBOX_TOOLS_DIR])
+    server = "#!/bin/sh\nhead -c 8M /dev/zero | tr '\\0' x; echo end\n"
+    await environment.exec(["sh", "-c", f"cat > {SANDBOX_CLI}; chmod +x {SANDBOX_CLI}"], input=server)
+    result = await environment.exec([SANDBOX_CLI, "start-server"])
+    assert result.success
+    assert result.stdout.endswith("xend")
+    assert 2**19 < len(result.stdout) <= 2**20
+    await ProctorSandbox.sample_cleanup("test", None, {"default": environment}, False)
 
 
 async def test_a_tool_server_outlives_its_call_and_ends_with_the_sample(monkeypatch: pytest.MonkeyPatch) -> None:

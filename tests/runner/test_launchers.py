@@ -94,6 +94,12 @@ async def test_where_none_passes_each_reason_is_told(monkeypatch: pytest.MonkeyP
         await open_place(found)
 
 
+async def test_a_worker_without_room_for_a_sandbox_refuses_with_the_reason(tmp_path: Path) -> None:
+    found = await choose(["bubblewrap"], Containment(), within=tmp_path / "nowhere")
+    assert found.launcher is None
+    assert "No such file or directory" in found.refusal
+
+
 async def test_a_bubblewrap_that_fails_is_named_with_advice(monkeypatch: pytest.MonkeyPatch) -> None:
     with TemporaryDirectory() as folder:
         broken = Path(folder, "bwrap")
