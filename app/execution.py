@@ -181,7 +181,9 @@ class Executor:
                 job = await self._prepare(claim, directory, interrupted)
             if isinstance(job, Settlement):
                 return job
-            shipping = Shipping(self.artifacts, job, lambda: self._further(claim))
+            if job.resumes is not None:
+                heard.earlier_versions = await self.saved.made_by(job, job.resumes)
+            shipping = Shipping(self.artifacts, job, heard, lambda: self._further(claim))
             last = interrupted[0] if interrupted else None
             ear = Ear(self.ledger, self.artifacts, job, lease, shipping, last, figures=self.figures, heard=heard)
             with span("run", kind=claim.kind, resumes=job.resumes) as running:

@@ -143,8 +143,8 @@ class Ear:
         await self._artifacts.ship(Path(job.directory, ENDED, result.log), url)
         self._shipping.due()
         try:
-            latest, versions = self.heard.samples[-1:], self.heard.versions or None
-            held = await self._ledger.record(job.execution_id, job.attempt, latest, versions)
+            versions = self.heard.versions or None, self.heard.earlier_versions or None
+            held = await self._ledger.record(job.execution_id, job.attempt, self.heard.samples[-1:], *versions)
         except DatabaseUnavailable as error:  # the settle has it too
             log.warning(
                 "sample not recorded yet", sample=result.sample.id, epoch=result.sample.epoch, reason=str(error)

@@ -23,6 +23,7 @@ from app.database.session import Database
 from app.metrics import NO_METER, LedgerFigures
 from app.runner.messages import Failure, SampleRef, SampleResult, Transcript
 from app.spec import Spec
+from app.versions import Made, Versions, made
 
 Kind = Literal["plan", "run", "report"]
 State = Literal["pending", "running", "succeeded", "failed", "cancelled"]
@@ -98,8 +99,8 @@ class End:
 class Settlement:
     """What an attempt came to. `samples`: its results with the URL of their log; `runs`: the samples of each run that a
     plan fans out to; `runs_due`: seconds until the sweeper may enqueue them; `max_failures`: how many failures are allowed;
-    `crashed`: the child was lost, which counts towards the crashes; `versions`: by which it was made (`app.versions`);
-    `cause`: why the service stopped it, if it did."""
+    `crashed`: the child was lost, which counts towards the crashes; `versions`: by which it was made (`app.versions`), and
+    `earlier_versions` those by which the state was that it went on from; `cause`: why the service stopped it, if it did."""
 
     outcome: Outcome
     error: Failure | None = None
@@ -111,7 +112,8 @@ class Settlement:
     runs_due: float = 0
     usage: dict[str, Any] | None = None
     cost: float | None = None
-    versions: dict[str, str] | None = None
+    versions: Versions | None = None
+    earlier_versions: list[Versions] | None = None
     end: End | None = None
 
 
@@ -246,11 +248,18 @@ class Ledger:
         execution_id: str,
         attempt: int,
         samples: Sequence[tuple[SampleResult, str]],
-        versions: dict[str, str] | None = None,
+        versions: Versions | None = None,
+        earlier_versions: Sequence[Versions] | None = None,
     ) -> bool:
-        """Results of samples that ended while the attempt goes on, and by which `versions`; False: it is not ours any more,
+        """Results of samples that ended while the attempt goes on, and by which versions; False: it is not ours any more,
         nothing was written."""
-        parameters = {"id": execution_id, "attempt": attempt, "samples": _rows(samples), "versions": versions}
+        parameters = {
+            "id": execution_id,
+            "attempt": attempt,
+            "samples": _rows(samples),
+            "versions": versions,
+            "earlier_versions": earlier_versions,
+        }
         (row,) = await self._database.run(sql.RECORD, parameters)
         if not row.held:
             self._figures.stale("record")
@@ -352,10 +361,10 @@ class Ledger:
         (row,) = await self._database.run(sql.PLAN, {"id": f"{evaluation_id}.plan"})
         return Plan(row.state, row.attempt, Failure.model_validate(row.error) if row.error else None)
 
-    async def versions(self, evaluation_id: UUID) -> list[tuple[dict[str, str] | None, int]]:
+    async def versions(self, evaluation_id: UUID) -> list[Made]:
         """By which versions its samples were made, with how many of them each."""
         rows = await self._database.run(sql.VERSIONS, {"evaluation": evaluation_id})
-        return [(r.versions, r.samples) for r in rows]
+        return [made(r.versions, r.earlier_versions, r.samples) for r in rows]
 
     async def expire(self, what: Kept, *, days: float) -> list[Expired]:
         """Evaluations that were over `days` ago and still have that: up to `EXPIRED_AT_ONCE`, each this caller's alone to
@@ -427,6 +436,7 @@ def _settle_parameters(execution_id: str, attempt: int, s: Settlement) -> dict[s
         "usage": s.usage,
         "cost": s.cost,
         "versions": s.versions,
+        "earlier_versions": s.earlier_versions,
         "end_state": end.state,
         "results": end.results,
         "end_usage": end.usage,

@@ -37,6 +37,7 @@ _TYPES: dict[str, TypeEngine[Any]] = {
     "usage": JSONB(none_as_null=True),
     "results": JSON(none_as_null=True),
     "versions": JSONB(none_as_null=True),
+    "earlier_versions": JSONB(none_as_null=True),
     "mixed_versions": JSONB(none_as_null=True),
     "end_usage": JSONB(none_as_null=True),
     "end_error": JSONB(none_as_null=True),
@@ -181,7 +182,7 @@ WITH target AS MATERIALIZED (
 ), closed AS (
   UPDATE execution_attempts a
   SET outcome = :outcome, ended_at = clock_timestamp(), error = :error, usage = :usage, cost = :cost,
-      versions = coalesce(:versions, a.versions)
+      versions = coalesce(:versions, a.versions), earlier_versions = coalesce(:earlier_versions, a.earlier_versions)
   FROM settled s WHERE a.execution_id = s.id AND a.attempt = :attempt
 ), results AS (
   {_RESULTS_OF.format(source="settled")}
@@ -234,7 +235,7 @@ WITH target AS MATERIALIZED (
 ), progressed AS (
   UPDATE task_executions e SET crashes = 0 FROM target t WHERE e.id = t.id AND t.crashes > 0
 ), made AS (  -- with the first sample, for an attempt that is lost settles nothing
-  UPDATE execution_attempts a SET versions = :versions
+  UPDATE execution_attempts a SET versions = :versions, earlier_versions = :earlier_versions
   FROM target t WHERE a.execution_id = t.id AND a.attempt = :attempt AND :versions IS NOT NULL AND a.versions IS NULL
 )
 SELECT count(*) = 1 AS held FROM target
@@ -434,12 +435,13 @@ SELECT id FROM task_executions WHERE evaluation_id = :evaluation AND state IN ('
 PLAN = _statement("plan", "SELECT state, attempt, error FROM task_executions WHERE id = :id")
 
 # By which versions the samples that stand were made. Of an attempt that nothing is recorded of, its samples still count.
+# Which of them a resumed attempt had found begun is not known: all of them count as such.
 VERSIONS = _statement(
     "versions",
     """
-SELECT a.versions, count(*) AS samples
+SELECT a.versions, a.earlier_versions, count(*) AS samples
 FROM sample_results r LEFT JOIN execution_attempts a ON a.execution_id = r.execution_id AND a.attempt = r.attempt
-WHERE r.evaluation_id = :evaluation GROUP BY a.versions
+WHERE r.evaluation_id = :evaluation GROUP BY a.versions, a.earlier_versions
 """,
 )
 

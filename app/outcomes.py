@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from app.ledger import Claim, End, Outcome, Settlement
 from app.runner.messages import NOT_KEPT, Failure, Planned, Progress, Reported, SampleRef, SampleResult, Started
-from app.versions import Mixture
+from app.versions import Mixture, Versions
 
 Stopped = Literal["cancel", "deadline", "drain", "unreachable"]
 """Why the service itself ended a child: the user's wish, the push's end, the worker's end, no renewal for too long."""
@@ -14,12 +14,14 @@ Stopped = Literal["cancel", "deadline", "drain", "unreachable"]
 
 @dataclass(slots=True)
 class Heard:
-    """What a child has said so far: the `versions` that it runs by, how many `checkpoints` its samples have reached (or why
+    """What a child has said so far: the `versions` that it runs by, and `earlier_versions` those by which the state was made
+    that it went on from; how many `checkpoints` its samples have reached (or why
     none), `samples` with the URL of their log, `failure` its own word on how it went, `crash` why it ended without one; and
     what was seen of it: `start_seconds` until it said its first word, and its largest resident set."""
 
     started: Started | None = None
-    versions: dict[str, str] = field(default_factory=dict)
+    versions: Versions = field(default_factory=dict)
+    earlier_versions: list[Versions] = field(default_factory=list)
     no_checkpoints: str | None = None
     progress: Progress | None = None
     planned: Planned | None = None
@@ -157,6 +159,7 @@ def _settlement(heard: Heard, outcome: Outcome, error: Failure | None = None, **
         usage=_usage(heard),
         cost=_cost(heard),
         versions=heard.versions or None,
+        earlier_versions=heard.earlier_versions or None,
         **more,
     )
 

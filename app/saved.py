@@ -4,7 +4,8 @@ In the attempt's own folder lie its finished logs, and, as long as the execution
 
 - ``checkpoint/``: its log folder, with the logs named ``….part`` lest they be taken for finished ones. Files go there as
   they land, Inspect's commit points (``ckpt-*.json``) after what they refer to;
-- ``checkpoint.json``: written when the first of these is complete, so that half a checkpoint is never resumed from;
+- ``checkpoint.json``: written when the first of these is complete, so that half a checkpoint is never resumed from; it says
+  by which versions the state was made, for an attempt that is lost may not have told the ledger;
 - ``outcome.json``: what the attempt came to. It goes there last, just before the ledger is told. If the ledger never heard
   of it, the next attempt records it without running anything.
 """
@@ -21,12 +22,15 @@ from pydantic import TypeAdapter, ValidationError
 
 from app.artifacts import Artifacts
 from app.ledger import Settlement
+from app.outcomes import Heard
 from app.runner.messages import ENDED, LOGS, Job
 from app.tracing import about
+from app.versions import Versions
 
 OUTCOME, CHECKPOINT, COMMITTED = "outcome.json", "checkpoint", "checkpoint.json"
 _PART = ".part"
 _SETTLEMENT = TypeAdapter(Settlement)
+_MADE_BY = TypeAdapter(list[Versions])
 _LEFT_BY = re.compile(rf"^(?:[^/]+/)?\d+/({CHECKPOINT}/.+|{re.escape(COMMITTED)})$")
 log = structlog.get_logger(__name__)
 
@@ -74,6 +78,14 @@ class Saved:
         for name in names:
             await self._artifacts.fetch(f"{folder}/{name}", logs / name.removesuffix(_PART))
 
+    async def made_by(self, job: Job, attempt: int) -> list[Versions]:
+        """By which versions an earlier attempt's state was made; an empty one among them: what they were is not known."""
+        url = self._artifacts.url(job.evaluation_id, job.execution_id, attempt, COMMITTED)
+        try:
+            return _MADE_BY.validate_json(await self._artifacts.read(url))
+        except ValidationError:  # by a Proctor that did not write them down yet
+            return [{}]
+
     async def take_over(self, job: Job, attempt: int, name: str) -> None:
         """Copies an earlier attempt's log to the job's own folder, where those will look who look by attempt."""
         folder = (job.evaluation_id, job.execution_id)
@@ -106,11 +118,13 @@ class Saved:
 class Shipping:
     """Ships an attempt's checkpoints while it runs. A context manager: leaving it ships what is left.
 
-    `saved` is awaited after the first shipment: from then on the attempt has come further than the one before."""
+    `heard`: by which versions it is made, once they are known. `saved` is awaited after the first shipment: from then on the
+    attempt has come further than the one before."""
 
-    def __init__(self, artifacts: Artifacts, job: Job, saved: Callable[[], Awaitable[object]]) -> None:
+    def __init__(self, artifacts: Artifacts, job: Job, heard: Heard, saved: Callable[[], Awaitable[object]]) -> None:
         self._artifacts = artifacts
         self._job = job
+        self._heard = heard
         self._saved = saved
         self._folder = artifacts.url(job.evaluation_id, job.execution_id, job.attempt)
         self._sent: dict[str, tuple[int, int]] = {}
@@ -143,7 +157,8 @@ class Shipping:
             for name, file in _files(Path(self._job.directory)):
                 await self._send(name, file)
             if not self._committed and self._sent:
-                await self._artifacts.write(f"{self._folder}/{COMMITTED}", b"{}")
+                made_by = [self._heard.versions, *self._heard.earlier_versions]
+                await self._artifacts.write(f"{self._folder}/{COMMITTED}", _MADE_BY.dump_json(made_by))
                 self._committed = True
                 await self._saved()
         except asyncio.CancelledError:

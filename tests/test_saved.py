@@ -7,6 +7,7 @@ from structlog.testing import capture_logs
 
 from app.artifacts import Artifacts
 from app.ledger import End, Settlement, _settle_parameters
+from app.outcomes import Heard
 from app.runner.messages import ENDED, LOGS, Failure, Job, SampleRef, SampleResult, ScoreValue
 from app.saved import CHECKPOINT, COMMITTED, OUTCOME, Saved, Shipping
 from app.spec import Spec
@@ -17,6 +18,8 @@ OUTCOMES = {
     "a run": Settlement(
         "succeeded",
         samples=[(SampleResult(sample=SAMPLE, scores={"s": ScoreValue(value=1.0)}, log=LOG), "file:///a.eval")],
+        versions={"inspect_ai": "2"},
+        earlier_versions=[{"inspect_ai": "1"}],
     ),
     "a failure": Settlement("failed", error=Failure(error_class="model", message="refused"), max_failures=2),
     "a plan": Settlement("succeeded", runs=[[SAMPLE], [SampleRef(id=7, epoch=2)]], runs_due=1.5),
@@ -104,7 +107,7 @@ async def test_a_checkpoint_is_shipped_with_its_commit_point_last_and_fetched_wh
         await ship(file, url)
 
     monkeypatch.setattr(artifacts, "ship", watched)
-    async with Shipping(artifacts, first, progress) as shipping:
+    async with Shipping(artifacts, first, Heard(), progress) as shipping:
         shipping.due()
     assert sent[-1].endswith("ckpt-00001.json")
     assert progress.times == 1
@@ -122,7 +125,7 @@ async def test_only_what_is_new_is_shipped_and_the_ledger_is_told_once(
 ) -> None:
     first, progress = job(tmp_path, 1), Progress()
     write(Path(first.directory, LOGS), "x/ckpt-00001.json")
-    shipping = Shipping(artifacts, first, progress)
+    shipping = Shipping(artifacts, first, Heard(), progress)
     await shipping._ship()
     write(Path(first.directory, LOGS), "x/ckpt-00002.json")
     sent: list[str] = []
@@ -133,6 +136,24 @@ async def test_only_what_is_new_is_shipped_and_the_ledger_is_told_once(
     monkeypatch.setattr(artifacts, "ship", watched)
     await shipping._ship()
     assert (sent, progress.times) == (["ckpt-00002.json"], 1)
+
+
+async def test_a_checkpoint_says_by_which_versions_its_state_was_made(
+    saved: Saved, artifacts: Artifacts, tmp_path: Path
+) -> None:
+    second = job(tmp_path, 2)
+    write(Path(second.directory, LOGS), "x/ckpt-00001.json")
+    heard = Heard(versions={"inspect_ai": "2"}, earlier_versions=[{"inspect_ai": "1"}])
+    async with Shipping(artifacts, second, heard, Progress()) as shipping:
+        shipping.due()
+    assert await saved.made_by(job(tmp_path, 3), 2) == [{"inspect_ai": "2"}, {"inspect_ai": "1"}]
+
+
+async def test_a_checkpoint_of_a_proctor_that_wrote_no_versions_may_be_of_any(
+    saved: Saved, artifacts: Artifacts, tmp_path: Path
+) -> None:
+    await artifacts.write(artifacts.url("e", "e.1", 1, COMMITTED), b"{}")
+    assert await saved.made_by(job(tmp_path, 2), 1) == [{}]
 
 
 async def test_half_a_checkpoint_is_not_resumed_from(saved: Saved, artifacts: Artifacts, tmp_path: Path) -> None:
@@ -163,7 +184,7 @@ async def test_a_store_that_refuses_costs_the_checkpoint_and_not_the_work(
     write(Path(first.directory, LOGS), "x/ckpt-00001.json")
     with monkeypatch.context() as patch, capture_logs() as told:
         patch.setattr(artifacts, "ship", refused)
-        async with Shipping(artifacts, first, progress) as shipping:
+        async with Shipping(artifacts, first, Heard(), progress) as shipping:
             shipping.due()
     assert [line["event"] for line in told] == ["checkpoint not shipped"]
     assert progress.times == 0

@@ -152,6 +152,7 @@ execution_attempts = Table(
     Column("usage", JSONB),  # its own last progress
     Column("cost", Double),  # US dollars
     Column("versions", JSONB),  # by name: packages, the task's own version, the container's image
+    Column("earlier_versions", JSONB),  # a list of such: of the attempts by whose saved state it went on
     CheckConstraint(_in("outcome", OUTCOMES), name="outcome"),
     CheckConstraint("(outcome IS NULL) = (ended_at IS NULL)", name="ended"),
 )

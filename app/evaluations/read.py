@@ -25,7 +25,7 @@ from app.evaluations.views import SampleView as SampleView
 from app.ledger import EvaluationState
 from app.ledger_statements import SAMPLES_PAGE, VERSIONS
 from app.spec import INT4
-from app.versions import mixed
+from app.versions import made, mixed
 
 _EXPIRED = evaluations.c.transcripts_expired_at
 
@@ -43,8 +43,9 @@ class Reader:
 
     async def _mixed_so_far(self, view: EvaluationView) -> EvaluationView:
         """Its report will say so in the end."""
-        made = await self.database.run(VERSIONS, {"evaluation": view.id})
-        return view.model_copy(update={"mixed_versions": mixed((row.versions, row.samples) for row in made)})
+        rows = await self.database.run(VERSIONS, {"evaluation": view.id})
+        found = mixed(made(row.versions, row.earlier_versions, row.samples) for row in rows)
+        return view.model_copy(update={"mixed_versions": found})
 
     async def by_key(self, caller: str, idempotency_key: str) -> UUID | None:
         """The evaluation that the caller's key stands for, if there is one."""

@@ -105,6 +105,9 @@ class AttemptView(_View):
     versions: dict[str, str] | None = Field(
         default=None, description="By which it was made: packages, the task's own version, the container's image."
     )
+    earlier_versions: list[dict[str, str]] | None = Field(
+        default=None, description="Those by which the state was made that it went on from, if it did."
+    )
 
 
 class ExecutionView(_View):

@@ -115,6 +115,7 @@ SUBMITTED = {
     "sweep": 120.0,
 }
 CLAIMED = {"claim_id": uuid4(), "worker": "worker", "revision": "", "lease": 120.0, "push": None, "sweep": 120.0}
+MADE_BY: dict[str, Any] = {"versions": {"inspect_ai": "1"}, "earlier_versions": None}
 SETTLED: dict[str, Any] = {
     "id": RUNNING,
     "attempt": 1,
@@ -129,7 +130,7 @@ SETTLED: dict[str, Any] = {
     "runs_due": 0.0,
     "usage": None,
     "cost": None,
-    "versions": {"inspect_ai": "1"},
+    **MADE_BY,
     "mixed_versions": None,
     "end_state": "failed",
     "results": None,
@@ -152,7 +153,7 @@ CASES: dict[str, tuple[TextClause, dict[str, Any]]] = {
     "claim what is held": (sql.CLAIM, CLAIMED | {"id": RUNNING}),
     "settle": (sql.SETTLE, SETTLED),
     "settle a fan-out": (sql.SETTLE, SETTLED | {"runs": FAN_OUT}),
-    "record": (sql.RECORD, {"id": RUNNING, "attempt": 1, "samples": [SAMPLE], "versions": {"a": "1"}}),
+    "record": (sql.RECORD, {"id": RUNNING, "attempt": 1, "samples": [SAMPLE], **MADE_BY}),
     "renew": (sql.RENEW, {"mine": MINE, "lease": 120.0, "sweep": 120.0}),
     "cancel": (sql.CANCEL, {"evaluation": OPEN, "sweep": 120.0}),
     "lock to retry": (sql.LOCK_TO_RETRY, {"evaluation": OVER}),

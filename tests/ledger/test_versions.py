@@ -26,9 +26,18 @@ async def test_a_sample_counts_for_the_attempt_that_its_result_is_of(ledger: Led
         await settle(ledger, await claim(ledger, f"{evaluation}.{n}"), samples=[scored(n)], versions=versions)
     third = f"{evaluation}.3"
     await settle(ledger, await claim(ledger, third), "failed", max_failures=2, samples=[errored(3)], versions=OLD)
-    assert sorted(await ledger.versions(evaluation), key=str) == [(OLD, 2), (NEW, 1)]
+    assert sorted(await ledger.versions(evaluation), key=str) == [((OLD,), 2), ((NEW,), 1)]
     await settle(ledger, await claim(ledger, third), samples=[scored(3)], versions=NEW)
-    assert sorted(await ledger.versions(evaluation), key=str) == [(OLD, 1), (NEW, 2)]
+    assert sorted(await ledger.versions(evaluation), key=str) == [((OLD,), 1), ((NEW,), 2)]
+
+
+async def test_a_sample_counts_for_the_attempts_too_whose_state_its_own_went_on_from(ledger: Ledger) -> None:
+    evaluation = await planned(ledger, samples=2)
+    run = await claim(ledger, f"{evaluation}.1")
+    await ledger.record(run.execution_id, run.attempt, [scored(1)], NEW, [OLD])
+    assert await ledger.versions(evaluation) == [((NEW, OLD), 1)]
+    await settle(ledger, run, samples=[scored(1), scored(1001)], versions=NEW, earlier_versions=[OLD])
+    assert await ledger.versions(evaluation) == [((NEW, OLD), 2)]
 
 
 async def test_what_the_report_found_mixed_stays_until_a_retry(ledger: Ledger, database: Database) -> None:

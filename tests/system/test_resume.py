@@ -14,9 +14,11 @@ from sqlalchemy import text
 
 from app.artifacts import Artifacts
 from app.database.session import Database
+from app.evaluations.read import Reader
 from app.ledger import Ledger
 from app.runner.checkpoint import find_restic
 from app.spec import Spec
+from app.versions import IMAGE, Mixture
 from tests.system.conftest import TASKS, fanned_out, planned
 from tests.system.scripted import AGENT, JUDGE, Model, scripted
 from tests.system.worker import Worker, push, working
@@ -92,6 +94,31 @@ async def test_a_killed_worker_costs_at_most_one_turn(
     assert row.transcript.removeprefix(f"file://{worker.artifacts}/") in left, "logs are kept"
     logs = [log.name for log in list_eval_logs(f"{worker.artifacts}/{evaluation}")]
     assert logs == [row.transcript], "and nothing else is taken for a log"
+
+
+async def test_a_sample_that_a_deploy_has_cut_in_two_is_of_both_versions(
+    database_url: str, database: Database, ledger: Ledger, model: Model, tmp_path: Path
+) -> None:
+    evaluation = await agent(ledger, model)
+    model.hold.add((AGENT, 2))
+    async with working(tmp_path, database_url=database_url, image="sha256:old", **QUICK) as worker:
+        pushed = asyncio.create_task(push(worker, f"{evaluation}.1"))
+        await saved(worker, evaluation, 2)
+        await worker.kill()  # before it could tell the ledger what it was
+        await asyncio.wait({pushed})
+        pushed.exception()
+    model.hold.clear()
+    async with working(tmp_path, database_url=database_url, image="sha256:new", **QUICK) as worker:
+        await to_the_end(worker, evaluation)
+    reader = Reader(database)
+    first, second = (await reader.execution(f"{evaluation}.1")).attempts
+    assert first.versions is None
+    assert second.versions
+    assert second.versions[IMAGE] == "sha256:new"
+    assert second.earlier_versions == [second.versions | {IMAGE: "sha256:old"}]
+    assert (await reader.evaluation(evaluation)).mixed_versions == [
+        Mixture(name=IMAGE, samples={"sha256:new": 1, "sha256:old": 1}, flagged=False)
+    ]
 
 
 async def test_files_of_the_sandbox_come_along(
