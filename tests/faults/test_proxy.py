@@ -17,6 +17,7 @@ import pytest
 from tests.faults.connection import Cut, Moment
 from tests.faults.protocol import Client, query
 from tests.faults.proxy import Proxy
+from tests.timers import EARLY
 
 CUTS: list[Cut] = ["fin", "rst", "silence", "drop"]
 LOST = (asyncpg.ConnectionDoesNotExistError, asyncpg.InterfaceError, ConnectionError)
@@ -271,7 +272,7 @@ async def test_latency_is_added_each_way_and_not_to_every_part_of_a_transfer(pro
         start = time.monotonic()
         await connection.execute("SELECT 1")
         times.append(time.monotonic() - start)
-    assert 0.1 <= min(times) < 0.19
+    assert 0.1 - 2 * EARLY <= min(times) < 0.19
     start = time.monotonic()
     expected = "".join(str(i) for i in range(1, 500_001))
     assert (
@@ -282,13 +283,13 @@ async def test_latency_is_added_each_way_and_not_to_every_part_of_a_transfer(pro
 
 
 async def test_only_an_idle_connection_is_cut_and_not_before_its_time(proxy: Proxy, connection: Any) -> None:
-    proxy.idle_after = 0.5
-    for _ in range(8):
+    proxy.idle_after = 1
+    for _ in range(14):
         await asyncio.sleep(0.1)
         assert await connection.fetchval("SELECT 1") == 1
     start = time.monotonic()
     await until(lambda: not proxy.connections)
-    assert 0.48 < time.monotonic() - start < 1
+    assert 0.98 < time.monotonic() - start < 3
     with pytest.raises(LOST):
         await connection.fetchval("SELECT 1")
 
