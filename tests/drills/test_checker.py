@@ -251,7 +251,8 @@ async def test_the_figures_tell_what_a_kill_has_cost(clean: History) -> None:
     again = next(a for a in clean.attempts if (a.execution, a.attempt) == (killed.execution, killed.attempt + 1))
     at = (killed.ended_at or 0) - 0.1
     fault = Fault("child killed", at, at, held=((killed.execution, killed.attempt),))
-    rows = {row["fault"]: row for row in report(replace(clean, faults=[fault]), []).rows}
+    attempts = [replace(a, due_at=a.started_at - 0.25) if a is again else a for a in clean.attempts]
+    rows = {row["fault"]: row for row in report(replace(clean, faults=[fault], attempts=attempts), []).rows}
     asked_again = [c for c in clean.calls if is_agents(c) and c.at < again.started_at and c.answered is not None]
     assert rows["child killed"] == {
         "fault": "child killed",
@@ -259,6 +260,7 @@ async def test_the_figures_tell_what_a_kill_has_cost(clean: History) -> None:
         "attempts lost": 1,
         "resumed after p50 s": pytest.approx(again.started_at - at),
         "resumed after max s": pytest.approx(again.started_at - at),
+        "of it due p50 s": pytest.approx(0.25),
         "of them agents": 1,
         "tokens wasted each": sum(c.tokens for c in asked_again),
     }

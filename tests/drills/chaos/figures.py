@@ -52,7 +52,10 @@ def _rows(h: Indexed) -> list[dict[str, Value]]:
 
 
 def _row(h: Indexed, kind: str, times: int | None, lost: list[tuple[Attempt, Fault | None]]) -> dict[str, Value]:
-    pauses = [pause for attempt, fault in lost if (pause := _pause(h, attempt, fault)) is not None]
+    """`of it due`: the queue would have delivered it, but for others that were due before."""
+    resumed = [(attempt, fault, again) for attempt, fault in lost if (again := _next(h, attempt))]
+    pauses = [again.started_at - _stopped(attempt, fault) for attempt, fault, again in resumed]
+    waits = [again.started_at - again.due_at for _, _, again in resumed if again.due_at is not None]
     wasted = [_wasted(h, attempt) for attempt, _ in lost if _converses(h, attempt)]
     return {
         "fault": kind,
@@ -60,6 +63,7 @@ def _row(h: Indexed, kind: str, times: int | None, lost: list[tuple[Attempt, Fau
         "attempts lost": len(lost),
         "resumed after p50 s": median(pauses) if pauses else None,
         "resumed after max s": max(pauses, default=None),
+        "of it due p50 s": median(waits) if waits else None,
         "of them agents": len(wasted),
         "tokens wasted each": sum(wasted) / len(wasted) if wasted else None,
     }
@@ -92,12 +96,15 @@ def _can_have_ended(fault: Fault, attempt: Attempt) -> bool:
     return fault.worker in (None, attempt.worker) and not fault.kind.startswith("delivered")
 
 
-def _pause(h: Indexed, attempt: Attempt, fault: Fault | None) -> float | None:
-    """Seconds from the fault (else from the attempt's end, as recorded) to the next attempt."""
-    later = [a.started_at for a in h.attempts_at[attempt.execution] if a.attempt == attempt.attempt + 1]
-    if not later or attempt.ended_at is None:
-        return None
-    return later[0] - (max(fault.at, attempt.started_at) if fault else attempt.ended_at)
+def _next(h: Indexed, attempt: Attempt) -> Attempt | None:
+    """The one that went on where this one, which has ended, could not."""
+    later = (a for a in h.attempts_at[attempt.execution] if a.attempt == attempt.attempt + 1)
+    return next(later, None) if attempt.ended_at is not None else None
+
+
+def _stopped(attempt: Attempt, fault: Fault | None) -> float:
+    """When it did nothing more: at the fault, else at its end, as recorded."""
+    return max(fault.at, attempt.started_at) if fault else (attempt.ended_at or attempt.started_at)
 
 
 def _converses(h: Indexed, attempt: Attempt) -> bool:

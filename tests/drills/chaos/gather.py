@@ -18,8 +18,8 @@ _ROWS = {
     " error, log FROM evaluations ORDER BY created_at",
     "executions": "SELECT id, evaluation_id::text AS evaluation, kind, state, attempt, failures, crashes, created_at,"
     " finished_at, samples, error FROM task_executions ORDER BY evaluation_id, position",
-    "attempts": "SELECT execution_id AS execution, attempt, worker, started_at, ended_at, outcome, error, usage"
-    " FROM execution_attempts ORDER BY execution_id, attempt",
+    "attempts": "SELECT execution_id AS execution, attempt, worker, started_at, ended_at, outcome, error, usage,"
+    " (push ->> 'x-cloudtasks-tasketa')::float8 AS due_at FROM execution_attempts ORDER BY execution_id, attempt",
     "results": "SELECT evaluation_id::text AS evaluation, sample_id AS sample, epoch, execution_id AS execution, attempt,"
     " scores, usage, error, transcript, recorded_at, note FROM sample_results ORDER BY evaluation_id, sample_id, epoch",
 }

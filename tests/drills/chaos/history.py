@@ -74,6 +74,8 @@ class Attempt:
     outcome: str | None
     error: dict[str, Any] | None = None
     usage: dict[str, Any] | None = None
+    due_at: float | None = None
+    """When the queue meant to deliver the push that it began with."""
 
 
 @dataclass(frozen=True)
