@@ -53,11 +53,11 @@ async def _held(database: Database) -> None:
 
 
 async def test_replacing_a_connection_for_its_age_is_counted_as_that(brisk: Settings, recorded: Recorded) -> None:
-    aged = brisk.model_copy(update={"pool_recycle": 0.05})
+    aged = brisk.model_copy(update={"pool_recycle": 1})  # longer than a login takes, which counts to a connection's age
     async with open_engine(aged, meters=recorded.telemetry.meter) as engine:
         database = Database(engine, aged)
         first = await pid_of(database)
-        await asyncio.sleep(0.1)
+        await asyncio.sleep(1.1)
         assert await pid_of(database) != first
     assert recorded.value("proctor.pool.replaced") == recorded.value("proctor.pool.replaced", cause="recycle") == 1
 
