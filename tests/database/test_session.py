@@ -159,7 +159,7 @@ async def test_a_cancelled_caller_leaves_no_connection_behind(database_url: str)
     async with open_engine(settings) as engine:
         database, cancelled = Database(engine, settings), 0
         for turns in range(60):
-            call = asyncio.create_task(database.run(text("SELECT pg_sleep(0.005)")))
+            call = asyncio.create_task(database.run(text("SELECT pg_sleep(0.5)")))
             for _ in range(turns):
                 await asyncio.sleep(0)
             cancelled += call.cancel()

@@ -42,7 +42,7 @@ from tests.ledger.factories import (
 from tests.ledger.rows import seconds_until
 
 CLAIM_ID = UUID(int=1)
-BRISK: dict[str, Any] = {"statement_timeout": 0.8, "database_patience": 5, "worker": "worker-1"}
+BRISK: dict[str, Any] = {"statement_timeout": 0.8, "database_patience": 30, "worker": "worker-1"}
 """Seconds: silence costs so much. A statement takes some milliseconds, on a busy machine some tenths of a second; after a
 second, a session that is held would be logged."""
 NOBODY = UUID(int=0)
