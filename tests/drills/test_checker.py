@@ -273,4 +273,12 @@ async def test_a_violation_fails_the_goal_that_it_belongs_to(clean: History) -> 
     rules: tuple[Rule, ...] = ("lost", "held twice", "failed", "stale")
     for place, rule in enumerate(rules):
         goals = report(clean, [Violation(rule, "e.1", "because")]).goals
-        assert [goal.met for goal in goals] == [n != place for n in range(4)]
+        assert [goal.met for goal in goals] == [n != place for n in range(5)]
+
+
+async def test_a_drill_whose_client_stood_still_is_none(clean: History) -> None:
+    """Its last faults met no work."""
+    last = max(submission.submitted for submission in clean.submissions)
+    goals = {goal.name: goal for goal in report(replace(clean, began=last, faults_ended=last + 600), []).goals}
+    assert not goals["longest time without a submission, s"].met
+    assert sum(not goal.met for goal in goals.values()) == 1

@@ -83,6 +83,8 @@ async def run(seconds: float, seed: int, folder: Path, *, plant: str | None = No
         await _ended(system)
         await _quiet(system, faults)
         watching.cancel()
+        with suppress(asyncio.CancelledError):
+            await watching  # had it failed, nobody would have told the client to go on
         for slot in system.slots:
             system.living(slot)
         rows = await gather.rows(system.database.url)

@@ -2,13 +2,17 @@
 
 from collections import Counter
 from collections.abc import Sequence
+from itertools import pairwise
 from statistics import median
 
-from tests.drills.chaos.faults import KINDS, OUTAGE
+from tests.drills.chaos.faults import KINDS, OUTAGE, OUTAGE_SHARE
 from tests.drills.chaos.history import Attempt, Call, Fault, History
 from tests.drills.chaos.indexed import Indexed
 from tests.drills.chaos.violation import Violation
 from tests.report import Goal, Report, Value, machine
+
+WORKED_OFF = 60.0
+"""Seconds in which some of the open evaluations end, on a busy machine too."""
 
 ALL = "all"
 _LOST: tuple[str, ...] = ("lost",)
@@ -39,7 +43,17 @@ def _goals(h: Indexed, violations: Sequence[Violation]) -> list[Goal]:
         Goal("recorded, reported or held twice", "0", doubled, doubled == 0),
         Goal(f"failed by us, but for the {given_up} lost three times without progress", "0", failed, failed == 0),
         Goal("other violations", "0", others, not rules),
+        _goal_of_the_load(h.history),
     ]
+
+
+def _goal_of_the_load(history: History) -> Goal:
+    """Faults that hit nothing find nothing. An outage stops the client too, and what it leaves open takes a while."""
+    while_faults_came = sorted(s.submitted for s in history.submissions if s.submitted < history.faults_ended)
+    moments = [history.began, *while_faults_came, history.faults_ended]
+    longest = max(after - before for before, after in pairwise(moments))
+    most = WORKED_OFF + 2 * OUTAGE_SHARE * (history.faults_ended - history.began)
+    return Goal("longest time without a submission, s", f"below {most:.0f}", round(longest, 1), longest < most)
 
 
 def _rows(h: Indexed) -> list[dict[str, Value]]:

@@ -34,6 +34,9 @@ WORKERS = 2
 AT_ONCE = 8
 """Pushes under way, at most: children of Inspect on two cores. 15 for each worker in production."""
 
+PATIENCE = 20
+"""Seconds for a statement of the drill's own."""
+
 STARTS = 3
 SWEEP_EVERY = 1.0
 """Seconds; 60 in production."""
@@ -92,12 +95,13 @@ class Database:
         return int((self._folder / "postgres" / "data" / "postmaster.pid").read_text().split()[0])
 
     async def fetch(self, sql: str, *arguments: Any) -> Any:
-        """Past the stand-ins."""
-        connection = await asyncpg.connect(self.url)
-        try:
-            return await connection.fetch(sql, *arguments)
-        finally:
-            await connection.close()
+        """Past the stand-ins. While the server is being restarted it raises OSErrors and asyncpg's, and never hangs."""
+        async with asyncio.timeout(PATIENCE):
+            connection = await asyncpg.connect(self.url)
+            try:
+                return await connection.fetch(sql, *arguments)
+            finally:
+                connection.terminate()
 
 
 @dataclass
