@@ -335,8 +335,9 @@ async def run(operation: Operation, url: str, moment: Moment | None = None, how:
         point = proxy.cut_at(name if name == COMMIT else f"/* ledger.{name} */", moment, how) if moment else None
         with capture_logs() as logs:
             answer = await operation.act(ledger, scene)
-        assert [entry["event"] for entry in logs] == ["database call is tried again"] * (point is not None)
-        assert point is None or point.happened == 1
+        assert {entry["event"] for entry in logs} <= {"database call is tried again"}, logs
+        # once for the cut; more often where the whole machine stood still for as long as a statement may take
+        assert point is None or (point.happened == 1 and logs)
         return await outcome(operation, scene, answer)
 
 
