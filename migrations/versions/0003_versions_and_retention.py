@@ -18,7 +18,6 @@ depends_on: str | Sequence[str] | None = None
 
 COLUMNS = (
     ("execution_attempts", "versions", postgresql.JSONB()),
-    ("execution_attempts", "earlier_versions", postgresql.JSONB()),
     ("evaluations", "mixed_versions", postgresql.JSONB()),
     ("evaluations", "retention_lease", sa.DateTime(timezone=True)),
     ("evaluations", "transcripts_expired_at", sa.DateTime(timezone=True)),
