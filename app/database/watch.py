@@ -1,7 +1,6 @@
 """What becomes of pooled connections, counted where the pool tells of it."""
 
 import asyncio
-import time
 from typing import Any
 
 from opentelemetry.metrics import Meter
@@ -22,11 +21,12 @@ def watch(engine: AsyncEngine, meters: Meter, recycle: float) -> None:
 
     def on_connect(_: Any, record: Any) -> None:
         """The pool tells of no replacement for age; but a record that opens another connection, and was not told to be
-        invalid, had one that was too old, or older than one that broke."""
+        invalid, had one that was too old, or older than one that broke. By the pool's own clock, which counts from before
+        a login, and was last read when it replaced the connection."""
         opened = record.record_info.get(_OPENED)
         if opened is not None:
-            figures.replaced("recycle" if time.monotonic() - opened > recycle else "doubted")
-        record.record_info[_OPENED] = time.monotonic()
+            figures.replaced("recycle" if record.last_connect_time - opened > recycle else "doubted")
+        record.record_info[_OPENED] = record.last_connect_time
 
     def on_invalidate(_: Any, record: Any, error: BaseException | None) -> None:
         if record.record_info.pop(_OPENED, None) is not None:
