@@ -25,9 +25,7 @@ class Scratch:
 
     async def __aenter__(self) -> "Scratch":
         await asyncio.to_thread(self._remove_the_dead)
-        self._own.mkdir(parents=True)
-        self._lock = os.open(self._own / _LOCK, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
-        fcntl.flock(self._lock, fcntl.LOCK_EX)
+        self._lock = self._lock_own()
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -45,6 +43,18 @@ class Scratch:
             await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
             with suppress(OSError):  # another attempt's folder is beside it
                 folder.parent.rmdir()
+
+    def _lock_own(self) -> int:
+        """Another worker that begins just now may take the folder for a dead one's until it is locked: then once more."""
+        while True:
+            self._own.mkdir(parents=True, exist_ok=True)
+            with suppress(FileNotFoundError):
+                lock = os.open(self._own / _LOCK, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
+                fcntl.flock(lock, fcntl.LOCK_EX)
+                with suppress(FileNotFoundError):
+                    if os.path.samestat(os.fstat(lock), os.stat(self._own / _LOCK)):
+                        return lock
+                os.close(lock)
 
     def _remove_the_dead(self) -> None:
         for lock in self._root.glob(f"worker-*/{_LOCK}"):

@@ -1,6 +1,7 @@
 """Fixtures that every test may use: real parts, each test on a database of its own."""
 
 import asyncio
+import signal
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -23,6 +24,9 @@ from app.settings import Settings, load
 from tests.recorded import Recorded
 
 TEMPLATE = "proctor_template"
+
+# What a shell starts in the background is deaf to SIGINT, and so would be the children that tests stop by it.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")

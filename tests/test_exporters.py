@@ -62,6 +62,7 @@ def collector(monkeypatch: pytest.MonkeyPatch) -> Iterator[Collector]:
         thread.start()
         monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", collector.url)
         monkeypatch.setenv("OTEL_EXPORTER_OTLP_COMPRESSION", "none")
+        monkeypatch.setattr(exporters, "FLUSH", 60)  # long enough for what does arrive
         yield collector
         collector.over.set()
         collector.shutdown()

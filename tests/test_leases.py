@@ -102,11 +102,20 @@ async def test_a_cancellation_comes_back_with_the_renewal(ledger: Ledger, quick:
         assert await asyncio.wait_for(lease.ended, SOON) == "cancel"
 
 
-async def test_a_renewal_that_crosses_our_own_settle_changes_nothing(ledger: Ledger, quick: Settings) -> None:
-    claim = await claimed(ledger)
+async def test_a_renewal_that_crosses_our_own_settle_changes_nothing(
+    ledger: Ledger, database: Database, quick: Settings
+) -> None:
+    claim, sent = await claimed(ledger), await renewals(database)
     leases = Leases(ledger, quick)
     async with leases.hold(claim.execution_id, claim.attempt) as lease:
+        lease.settling = True
         await ledger.settle(claim.execution_id, claim.attempt, Settlement("succeeded"))
+        while not sent.empty():
+            sent.get_nowait()
+        for _ in range(
+            3
+        ):  # the first may have crossed the settle, the second found nothing, and has been heard by the third
+            await asyncio.wait_for(sent.get(), SOON)
     assert not lease.ended.done()
 
 
@@ -129,7 +138,8 @@ async def test_work_survives_failed_renewals_until_the_patience_ends(
     ledger: Ledger, database: Database, quick: Settings
 ) -> None:
     claim, sent = await claimed(ledger), await renewals(database)
-    passing = Leases(Unreachable(ledger, 2), quick)  # type: ignore[arg-type]  # only renew is asked of it
+    patient = quick.model_copy(update={"renew_patience": SOON})
+    passing = Leases(Unreachable(ledger, 2), patient)  # type: ignore[arg-type]  # only renew is asked of it
     async with passing.hold(claim.execution_id, claim.attempt) as lease:
         await asyncio.wait_for(sent.get(), SOON)
         assert not lease.ended.done()

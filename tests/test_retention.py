@@ -163,7 +163,7 @@ async def test_many_sweeps_at_once_share_the_work(
     ledger: Ledger, database: Database, artifacts: Artifacts, retention: Retention
 ) -> None:
     aged = [await old(database, ledger, artifacts, 91) for _ in range(25)]
-    swept = await asyncio.gather(*(retention.sweep() for _ in range(4)))
+    swept = await asyncio.gather(*(retention.sweep(seconds=60) for _ in range(4)))
     assert sum(one.transcripts for one in swept) == 25
     assert [name for evaluation in aged for name in await kept(artifacts, evaluation)] == []
 

@@ -88,7 +88,7 @@ async def test_an_outcome_that_cannot_be_read_is_none(
     await artifacts.write(artifacts.url("e", "e.1", 1, OUTCOME), b'{"outcome": "of another version"}')
     with capture_logs() as told:
         assert (await saved.left_by(job(tmp_path, 2), [1])).outcome is None
-    assert "cannot be read" in told[0]["event"]
+    assert any("cannot be read" in line["event"] for line in told)
 
 
 async def test_a_checkpoint_is_shipped_with_its_commit_point_last_and_fetched_whole(
@@ -186,7 +186,7 @@ async def test_a_store_that_refuses_costs_the_checkpoint_and_not_the_work(
         patch.setattr(artifacts, "ship", refused)
         async with Shipping(artifacts, first, Heard(), progress) as shipping:
             shipping.due()
-    assert [line["event"] for line in told] == ["checkpoint not shipped"]
+    assert [line["event"] for line in told if line.get("execution") == "e.1"] == ["checkpoint not shipped"]
     assert progress.times == 0
     await shipping._ship()
     assert progress.times == 1, "the next takes it along"

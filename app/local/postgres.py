@@ -20,6 +20,9 @@ from app.errors import ProctorError
 START_TIMEOUT = 60
 """Seconds; a start takes 0.2, recovery after a crash a few."""
 
+PORTS = 5
+"""Tried; each was free a moment before, and may be taken by the time the server asks for it."""
+
 _UNSAFE_BUT_FAST = ("fsync=off", "synchronous_commit=off", "full_page_writes=off")
 
 
@@ -36,18 +39,27 @@ def open_postgres(directory: Path, *, durable: bool = True, options: tuple[str, 
     """
     directory = directory.absolute()
     password = _initialise(directory)
-    port = _free_port()
     settings = (*options, *(() if durable else _UNSAFE_BUT_FAST))
     arguments = [arg for setting in settings for arg in ("-c", setting)]
-    with (directory / "server.log").open("ab") as log:
-        server = _start(
-            ["postgres", "-D", str(directory / "data"), "-h", "127.0.0.1", "-p", str(port), "-k", "", *arguments],
-            stdout=log,
-            stderr=log,
-        )
+    for tries_left in reversed(range(PORTS)):
+        port = _free_port()
+        log = directory / "server.log"
+        begins = log.stat().st_size if log.exists() else 0
+        with log.open("ab") as out:
+            server = _start(
+                ["postgres", "-D", str(directory / "data"), "-h", "127.0.0.1", "-p", str(port), "-k", "", *arguments],
+                stdout=out,
+                stderr=out,
+            )
         try:
-            _wait_until_ready(directory, server)
+            try:
+                _wait_until_ready(directory, server)
+            except PostgresError:
+                if tries_left and b"Address already in use" in log.read_bytes()[begins:]:
+                    continue  # somebody was quicker
+                raise
             yield f"postgresql://proctor:{password}@127.0.0.1:{port}/postgres"
+            return
         finally:
             _stop(server)
 

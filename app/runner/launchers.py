@@ -30,7 +30,8 @@ _TIMEOUT = 20.0
 """Seconds for the probe's one command, which takes a tenth of one."""
 _MARK = "PROCTOR_PROBE"
 
-# $1: a word that is in the launcher's environment; $2: a file of the service; then addresses to connect to, `host port`.
+# $1: a word that is in the launcher's environment; $2: a file of the service; then addresses to connect to, `host port`. The
+# first of them is this machine's: it answers or refuses at once, and no time-out may be taken for a closed door.
 # It prints what it could reach, and last that it has come to its end.
 _ATTACK = r"""
 mark=$1; file=$2; shift 2
@@ -38,6 +39,8 @@ for tool in cat tr grep env timeout touch; do command -v "$tool" >/dev/null || {
 cat /proc/*/environ /proc/*/task/*/environ 2>/dev/null | tr '\0' '\n' | grep -q -- "$mark" && echo "the service's environment"
 env | grep -q -- "$mark" && echo "the service's environment"
 [ -e "$file" ] && echo "the service's files"
+bash -c ': < "/dev/tcp/$0/$1"' "$1" "$2" 2>/dev/null && echo "$1:$2"
+shift 2
 while [ $# -gt 0 ]; do
   timeout 2 bash -c ': < "/dev/tcp/$0/$1"' "$1" "$2" 2>/dev/null && echo "$1:$2"
   shift 2
@@ -114,7 +117,7 @@ async def probe(
     launched = await open_place(containment, within)
     try:
         with socket.create_server(("127.0.0.1", 0)) as listener:
-            reached = await _attack(launched, [*forbidden, ("127.0.0.1", listener.getsockname()[1])])
+            reached = await _attack(launched, [("127.0.0.1", listener.getsockname()[1]), *forbidden])
     finally:
         with anyio.CancelScope(shield=True):
             await launched.close()

@@ -321,7 +321,8 @@ def alive(mark: str) -> list[int]:
 _TO_DIE = 2.0
 """Seconds: the kernel kills a namespace's processes as its first one ends, and whoever waits for that one may be quicker."""
 
-_LEAVE = "trap '' TERM INT HUP; setsid sh -c \"trap '' TERM INT HUP; : $0; sleep 600\" </dev/null >/dev/null 2>&1 &"
+_STAY = "trap '' TERM INT HUP; : $0; for _ in \\$(seq 600); do sleep 1; done"  # killed, it leaves nothing for long
+_LEAVE = f"trap '' TERM INT HUP; setsid sh -c \"{_STAY}\" </dev/null >/dev/null 2>&1 &"
 
 
 async def _left_behind(sandbox: SandboxEnvironment, targets: Targets) -> bool:

@@ -48,26 +48,28 @@ def test_the_seed_decides_what_goes_wrong_and_in_time_everything_does() -> None:
 
 
 class Instance:
-    """Answers each request, after `seconds`, with its own name."""
+    """Answers each request with its own name, as soon as it may."""
 
-    def __init__(self, name: str, seconds: float = 0) -> None:
-        self.name, self.seconds = name, seconds
+    def __init__(self, name: str) -> None:
+        self.name = name
         self.address = ("", 0)
         self.begun = asyncio.Event()
         self.ended = asyncio.Event()
+        self.may_answer = asyncio.Event()
+        self.may_answer.set()
 
     async def answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readuntil(b"\r\n\r\n")
         self.begun.set()
-        await asyncio.sleep(self.seconds)
+        await self.may_answer.wait()
         self.ended.set()
         writer.write(f"HTTP/1.1 409 Conflict\r\nContent-Length: {len(self.name)}\r\n\r\n{self.name}".encode())
         writer.close()
 
 
 @asynccontextmanager
-async def instance(name: str, seconds: float = 0) -> AsyncIterator[Instance]:
-    made = Instance(name, seconds)
+async def instance(name: str) -> AsyncIterator[Instance]:
+    made = Instance(name)
     async with await asyncio.start_server(made.answer, "127.0.0.1", 0) as server:
         made.address = server.sockets[0].getsockname()
         yield made
@@ -121,7 +123,8 @@ async def test_an_instance_that_dies_answers_503_and_nobody_else_is_asked(
 
 
 async def test_a_push_that_is_cut_goes_on_in_its_worker(front: Front, client: httpx.AsyncClient) -> None:
-    async with instance("slow", seconds=0.2) as slow:
+    async with instance("slow") as slow:
+        slow.may_answer.clear()
         front.workers = {"slow": slow.address}
         pushed = push(client, "e.1")
         await slow.begun.wait()
@@ -129,6 +132,7 @@ async def test_a_push_that_is_cut_goes_on_in_its_worker(front: Front, client: ht
         with pytest.raises(httpx.HTTPError):
             await pushed
         assert not slow.ended.is_set()
+        slow.may_answer.set()
         await asyncio.wait_for(slow.ended.wait(), 20)
     assert [(p.execution, p.status) for p in front.pushes] == [("e.1", None)]
     assert front.under_way == []

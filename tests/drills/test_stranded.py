@@ -19,7 +19,8 @@ async def drill(postgres: str, tmp_path_factory: pytest.TempPathFactory) -> Asyn
 
 
 async def test_an_evaluation_ends_wherever_its_worker_is_killed(drill: Drill) -> None:
-    counted = await drill.count(rehearsals=0)
+    # twice: what only a worker's first evaluation asks, or a slow moment, is no place to wait for
+    counted = await drill.count(rehearsals=0) & await drill.count(rehearsals=0)
     seed = random.randrange(10**6)
     ours = [place for place in places(counted) if place.message not in BY_TIME]
     print(f"seed {seed}: {told(counted, KILLS)}")

@@ -126,6 +126,8 @@ class Small:
         first = asyncio.create_task(self.push(self.late, execution))
         claim_id = uuid4()
         async with asyncio.timeout(PATIENCE):
+            while not len(self.late.leases):
+                await asyncio.sleep(AGAIN)
             await asyncio.sleep(LEASE)
             while not ((claim := await self.worker.ledger.claim(execution, claim_id)) and claim.granted):
                 await asyncio.sleep(AGAIN)
