@@ -8,7 +8,7 @@ The statements themselves are in `app.ledger_statements`.
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any, Literal
 from uuid import UUID, uuid4
@@ -241,7 +241,12 @@ class Ledger:
             self._figures.claimed("none", "unknown")
             return None
         self._figures.claimed(rows[0].kind, rows[0].verdict)
-        return _claim(execution_id, rows[0])
+        claim = _claim(execution_id, rows[0])
+        if not (claim.granted and claim.cancel):
+            return claim
+        # It may have waited for a retry, which takes the wish back, and have seen the evaluation as it was before.
+        (now,) = await self._database.run(sql.CANCELLED, {"evaluation": claim.evaluation_id})
+        return replace(claim, cancel=now.cancel)
 
     async def record(
         self,

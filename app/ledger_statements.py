@@ -155,6 +155,12 @@ FROM decision d JOIN evaluations v ON v.id = d.evaluation_id LEFT JOIN claimed c
 """,
 )
 
+# What a claim says of it is as old as its snapshot, which is older than the row that it waited for.
+CANCELLED = _statement(
+    "cancelled",
+    "SELECT cancel_requested_at IS NOT NULL AS cancel FROM evaluations WHERE id = :evaluation",
+)
+
 # Finish, failure with tries left, and release are one statement. The attempt is mine and running: recorded; mine and not
 # running: only I can have settled it, so my reply was lost; else a later attempt holds it, and I am stale.
 # The count(*) over `results` makes the samples go in before the evaluation's row is locked.

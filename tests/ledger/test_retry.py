@@ -204,6 +204,21 @@ async def test_a_claim_that_waits_for_a_retry_gets_what_it_armed(
     assert (row.state, row.failures, row.finished_at) == ("running", 0, None)
 
 
+async def test_a_claim_that_waits_for_a_retry_knows_that_the_cancellation_is_taken_back(
+    ledger: Ledger, database: Database, engine: AsyncEngine
+) -> None:
+    """Its snapshot still shows the evaluation as it was cancelled; settled as that, the retry would come to nothing."""
+    evaluation = await planned(ledger)
+    await ledger.cancel(evaluation)
+    await report(ledger, evaluation)
+    async with uncommitted(engine) as user:
+        await user.retry(evaluation)
+        waiting = asyncio.create_task(push(ledger, f"{evaluation}.1"))
+        await until_blocked(database)
+    claimed = await waiting
+    assert (claimed.verdict, claimed.cancel) == ("claimed", False)
+
+
 async def test_of_fifty_retries_at_once_one_opens_the_evaluation(
     ledger: Ledger, database: Database, engine: AsyncEngine
 ) -> None:
