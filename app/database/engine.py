@@ -24,7 +24,8 @@ from app.metrics import NO_METER
 from app.settings import Settings
 
 _UNSTORABLE = re.compile("[\x00\ud800-\udfff]")
-_NO_ANSWER = (OSError, asyncpg.PostgresError, asyncpg.InterfaceError)  # OSError: time-outs and TLS among it
+# OSError: time-outs and TLS among it; the last: the server has said FATAL, and the end of the stream is still to come
+_NO_ANSWER = (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError)
 
 
 @asynccontextmanager

@@ -62,7 +62,7 @@ def is_transient(error: BaseException) -> bool:
         return _is_no_answer(error)
     if isinstance(error, asyncpg.ClientConfigurationError):  # an InterfaceError by its class
         return False
-    return isinstance(error, asyncpg.InterfaceError | RetryError)
+    return isinstance(error, asyncpg.InterfaceError | asyncpg.InternalClientError | RetryError)
 
 
 def refusal(error: BaseException) -> str | None:
