@@ -5,10 +5,12 @@ one statement for the whole worker, and the end is settled in one statement that
 """
 
 import asyncio
+import math
 import time
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 from uuid import UUID, uuid4
 
 import structlog
@@ -44,6 +46,7 @@ DRAIN_PAUSE, DRAIN_GRACE = 2.0, 2.5
 """Seconds for a child to finish its turn, and then to end. Ours: of the 10 s that Cloud Run gives; the rest is for shipping
 and settling."""
 
+T = TypeVar("T")
 _Why = Stopped | Literal["lost"]
 log = structlog.get_logger(__name__)
 
@@ -123,7 +126,7 @@ class Executor:
     async def _execute(self, push: Push) -> Answer:
         if self.leases.draining:
             return Answer("again", push.execution_id, "This worker is about to end: another will take it.")
-        with span("claim") as claiming:
+        with self.leases.claiming(), span("claim") as claiming:
             claim = await self.ledger.claim(push.execution_id, push.claim_id, push.headers)
             if claim is not None:
                 tell(claiming, verdict=claim.verdict, attempt=claim.attempt)
@@ -151,6 +154,9 @@ class Executor:
             if settlement is None:
                 _tell(claim, LOST, None, push, heard)
                 return _again(claim, "Another attempt holds it now.")
+            if claim.kind == "report" and settlement.outcome != "interrupted" and not lease.lost:
+                # what others could not delete: now, for once the evaluation is over a retry may be writing more
+                await self.saved.discard(str(claim.evaluation_id))
             lease.settling = True
             with span("settle", outcome=settlement.outcome) as settling:
                 settled = await self.ledger.settle(claim.execution_id, claim.attempt, settlement)
@@ -160,7 +166,8 @@ class Executor:
             return _again(claim, "Another attempt holds it now; nothing of this one was recorded.")
         if not push.alone:
             await self._enqueue_next(settled)
-        await self._tidy(claim, settlement)
+        if claim.kind == "run" and settlement.outcome != "interrupted":  # nobody resumes from what has ended
+            await self.saved.discard(str(claim.evaluation_id), claim.execution_id, through=claim.attempt)
         return _settled(claim, settlement, settled)
 
     async def _try(self, claim: Claim, push: Push, lease: Lease, heard: Heard) -> Settlement | None:
@@ -177,14 +184,14 @@ class Executor:
         """None: the lease was lost, and with it the right to say anything."""
         async with self.scratch.folder(claim.execution_id, claim.attempt) as directory:
             with span("prepare"):
-                interrupted = await self.ledger.interrupted(claim)
-                job = await self._prepare(claim, directory, interrupted)
+                ready = await _while_held(lease, lambda: self._ready(claim, directory, heard))
+            if ready is None:
+                reason = lease.ended.result()
+                return None if reason == "lost" else stopped(reason, heard, time.monotonic() - push.began)
+            job, last = ready
             if isinstance(job, Settlement):
                 return job
-            if job.resumes is not None:
-                heard.earlier_versions = await self.saved.made_by(job, job.resumes)
             shipping = Shipping(self.artifacts, job, heard, lambda: self._further(claim))
-            last = interrupted[0] if interrupted else None
             ear = Ear(self.ledger, self.artifacts, job, lease, shipping, last, figures=self.figures, heard=heard)
             with span("run", kind=claim.kind, resumes=job.resumes) as running:
                 async with shipping, self.supervisor.run(job) as child:
@@ -200,6 +207,16 @@ class Executor:
             for name in ear.heard.logs():
                 await self.ship(job, ENDED, name)
             return stopped(why, ear.heard, time.monotonic() - push.began) if why else crashed(ear.heard)
+
+    async def _ready(self, claim: Claim, directory: Path, heard: Heard) -> tuple[Job | Settlement, int | None]:
+        """What there is to do, when a child can be had for it; and which attempt was the last to be interrupted."""
+        interrupted = await self.ledger.interrupted(claim)
+        job = await self._prepare(claim, directory, interrupted)
+        if isinstance(job, Job):
+            if job.resumes is not None:
+                heard.earlier_versions = await self.saved.made_by(job, job.resumes)
+            await self.supervisor.warm()
+        return job, interrupted[0] if interrupted else None
 
     async def _prepare(self, claim: Claim, directory: Path, interrupted: list[int]) -> Job | Settlement:
         """The child's work; or the end at once, if there is none to do."""
@@ -313,17 +330,26 @@ class Executor:
         if settled.runs:
             await enqueue_due(self.ledger, self.queue)
 
-    async def _tidy(self, claim: Claim, settlement: Settlement) -> None:
-        """Nobody resumes from what has ended. The report's end also takes what others could not delete."""
-        if claim.kind == "report":
-            await self.saved.discard(str(claim.evaluation_id))
-        elif claim.kind == "run" and settlement.outcome != "interrupted":
-            await self.saved.discard(str(claim.evaluation_id), claim.execution_id)
+
+async def _while_held(lease: Lease, work: Callable[[], Coroutine[Any, Any, T]]) -> T | None:
+    """What the work comes to, or None: the lease ended before, and the work was given up. It may take long (an object
+    store, a cold forkserver), and a worker that is to end has only seconds to give back what it holds."""
+    if lease.ended.done():
+        return None
+    working = asyncio.create_task(work())
+    try:
+        await _any({working, lease.ended}, math.inf)
+    finally:
+        gave_up = working.cancel()  # False: it is done
+        await asyncio.wait({working})
+        came_to_nothing = working.cancelled() or working.exception() is not None
+    return None if gave_up and came_to_nothing else working.result()
 
 
 async def _any(futures: set["asyncio.Future[Any]"], seconds: float) -> bool:
     """Whether one of them is done within the time."""
-    done, _ = await asyncio.wait(futures, timeout=max(seconds, 0), return_when=asyncio.FIRST_COMPLETED)
+    timeout = None if seconds == math.inf else max(seconds, 0)
+    done, _ = await asyncio.wait(futures, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
     return bool(done)
 
 

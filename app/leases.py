@@ -7,8 +7,8 @@ every 2 s and does not end the work at once, because during a failover nobody el
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
 from contextvars import Context
 from typing import Any, Literal
 
@@ -58,6 +58,10 @@ class Lease:
             self.end("cancel")
 
     @property
+    def lost(self) -> bool:
+        return self.ended.done() and self.ended.result() == "lost"
+
+    @property
     def age(self) -> float:
         """Seconds since the last renewal, or since the claim."""
         return time.monotonic() - self._renewed
@@ -71,6 +75,7 @@ class Leases:
         self._interval = settings.renew_interval
         self._patience = settings.renew_patience
         self._leases: dict[tuple[str, int], Lease] = {}
+        self._claiming = 0
         self._renewing: asyncio.Task[None] | None = None
         self._emptied = asyncio.Event()
         self._emptied.set()
@@ -99,15 +104,30 @@ class Leases:
             yield lease
         finally:
             del self._leases[execution_id, attempt]
-            if not self._leases:
-                self._emptied.set()
+            self._tell_if_empty()
+
+    @contextmanager
+    def claiming(self) -> Iterator[None]:
+        """While a claim is under way: it may come to a lease, which a drain must wait for too."""
+        self._claiming += 1
+        self._emptied.clear()
+        try:
+            yield
+        finally:
+            self._claiming -= 1
+            self._tell_if_empty()
+
+    def _tell_if_empty(self) -> None:
+        if not self._leases and not self._claiming:
+            self._emptied.set()
 
     async def drain(self) -> None:
         """Ends everything that is held; returns when it has been given back."""
         self.draining = True
         for lease in tuple(self._leases.values()):
             lease.end("drain")
-        await self._emptied.wait()
+        while self._leases or self._claiming:  # what was claimed is held at once
+            await self._emptied.wait()
 
     async def _renew_all(self) -> None:
         """Ends by itself when nothing is held; a renewal under way is never cancelled, which would cost a connection."""

@@ -10,6 +10,7 @@ the row says so. Whatever dies in between is done again by a later sweep.
 
 import asyncio
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import structlog
@@ -82,16 +83,16 @@ class Retention:
         """Whether all is gone. Some always is, however long it took to list it."""
         folder = self.artifacts.url(evaluation)
         if what == "transcripts":
-            urls = [f"{folder}/{name}" for name in await self.artifacts.names(folder)]
+            groups: Sequence[list[str]] = [[f"{folder}/{name}" for name in await self.artifacts.names(folder)]]
         else:
-            urls = await self.saved.left_behind(evaluation)
-        while urls:
-            some, urls = urls[:FILES], urls[FILES:]
+            groups = await self.saved.left_behind(evaluation)
+        steps = [group[n : n + FILES] for group in groups for n in range(0, len(group), FILES)]
+        for left, some in zip(reversed(range(len(steps))), steps, strict=True):
             parts = [some[n::AT_ONCE] for n in range(min(AT_ONCE, len(some)))]
             # all are heard out before the first error is told: no thread goes on deleting when nobody minds it
             for answer in await asyncio.gather(*map(self.artifacts.delete, parts), return_exceptions=True):
                 if answer is not None:
                     raise answer
-            if time.monotonic() >= until:
-                break
-        return not urls
+            if left and time.monotonic() >= until:
+                return False
+        return True

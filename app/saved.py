@@ -11,6 +11,7 @@ In the attempt's own folder lie its finished logs, and, as long as the execution
 """
 
 import asyncio
+import math
 import re
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextlib import suppress
@@ -31,7 +32,7 @@ OUTCOME, CHECKPOINT, COMMITTED = "outcome.json", "checkpoint", "checkpoint.json"
 _PART = ".part"
 _SETTLEMENT = TypeAdapter(Settlement)
 _MADE_BY = TypeAdapter(list[Versions])
-_LEFT_BY = re.compile(rf"^(?:[^/]+/)?\d+/({CHECKPOINT}/.+|{re.escape(COMMITTED)})$")
+_LEFT_BY = re.compile(rf"^(?:[^/]+/)?(?P<attempt>\d+)/(?P<of>{CHECKPOINT}/.+|{re.escape(COMMITTED)})$")
 log = structlog.get_logger(__name__)
 
 
@@ -101,18 +102,25 @@ class Saved:
         except OSError as error:
             log.warning("the outcome could not be kept", url=url, reason=str(error))
 
-    async def discard(self, *of: str) -> None:
-        """The checkpoints of an execution (evaluation, execution) or of a whole evaluation, once they are of no use."""
+    async def discard(self, *of: str, through: float = math.inf) -> None:
+        """The checkpoints of an execution (evaluation, execution), of its attempts up to and including `through`, or of a
+        whole evaluation, once they are of no use."""
         try:
-            await self._artifacts.delete(await self.left_behind(*of))
+            for urls in await self.left_behind(*of, through=through):
+                await self._artifacts.delete(urls)
         except OSError as error:
             log.warning("checkpoints could not be deleted", of=of, reason=str(error))
 
-    async def left_behind(self, *of: str) -> list[str]:
-        """URLs of the checkpoints, what says that they are whole first: none is resumed from when it is half gone."""
+    async def left_behind(self, *of: str, through: float = math.inf) -> tuple[list[str], list[str]]:
+        """URLs of the checkpoints. Of the two lists the first must be gone before the second is touched: it says which
+        checkpoints are whole, and none may be resumed from when it is half gone."""
         folder = self._artifacts.url(*of)
-        names = [name for name in await self._artifacts.names(folder) if _LEFT_BY.match(name)]
-        return [f"{folder}/{name}" for name in sorted(names, key=lambda name: not name.endswith(f"/{COMMITTED}"))]
+        found = [match for name in await self._artifacts.names(folder) if (match := _LEFT_BY.match(name))]
+        marks, rest = list[str](), list[str]()
+        for match in found:
+            if int(match["attempt"]) <= through:
+                (marks if match["of"] == COMMITTED else rest).append(f"{folder}/{match[0]}")
+        return marks, rest
 
 
 class Shipping:

@@ -119,6 +119,18 @@ async def test_a_renewal_that_crosses_our_own_settle_changes_nothing(
     assert not lease.ended.done()
 
 
+async def test_a_drain_waits_for_a_claim_under_way_and_for_what_it_comes_to(ledger: Ledger, quick: Settings) -> None:
+    claim, leases = await claimed(ledger), Leases(ledger, quick)
+    with leases.claiming():
+        draining = asyncio.create_task(leases.drain())
+        await asyncio.sleep(0)
+        assert not draining.done()
+    async with leases.hold(claim.execution_id, claim.attempt) as lease:
+        assert await asyncio.wait_for(lease.ended, SOON) == "drain"
+        assert not draining.done()
+    await asyncio.wait_for(draining, SOON)
+
+
 class Unreachable:
     """A ledger whose database is away for the first so many renewals. Not a stand-in for a database: what the leases do
     with the error is all that is asked here."""

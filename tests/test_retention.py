@@ -22,6 +22,7 @@ from app.saved import Saved
 from app.settings import Settings, load
 from tests.ledger import rows
 from tests.ledger.factories import claim, end_days_ago, ended, planned, report, run_out, settle, submitted
+from tests.test_saved import NoMarksDeleted
 
 LEASE_OVER = text(
     "UPDATE evaluations SET retention_lease = now() - interval '1 s' WHERE transcripts_deleted_at IS NULL"
@@ -210,6 +211,15 @@ async def test_what_could_not_be_deleted_whole_keeps_nobody_up_and_is_gone_on_wi
     await database.run(LEASE_OVER)
     assert await retention.sweep() == Swept(1, 0)
     assert await kept(artifacts, aged) == []
+
+
+async def test_what_says_that_a_checkpoint_is_whole_goes_before_it(
+    ledger: Ledger, database: Database, settings: Settings, artifacts: Artifacts, retention: Retention
+) -> None:
+    """Or an attempt after a retry would resume from half of one, should the sweep die in between."""
+    aged = await old(database, ledger, artifacts, 8)
+    assert await replace(retention, artifacts=NoMarksDeleted(settings.artifacts)).sweep() == Swept(0, 0)
+    assert await kept(artifacts, aged) == sorted(LOGS + CHECKPOINTS)
 
 
 async def test_a_sweep_ends_when_its_time_is_over(

@@ -1,5 +1,6 @@
 """What an attempt leaves for the next: whole checkpoints, outcomes, and nothing once it is over."""
 
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
@@ -166,12 +167,31 @@ async def test_half_a_checkpoint_is_not_resumed_from(saved: Saved, artifacts: Ar
 
 async def test_of_what_is_over_only_logs_and_outcomes_stay(saved: Saved, artifacts: Artifacts) -> None:
     kept = [f"e.1/2/{LOG}", f"e.1/1/{OUTCOME}", "e.2/1/checkpoint.eval"]
-    for name in (*kept, f"e.1/1/{COMMITTED}", f"e.1/1/{CHECKPOINT}/a/b", f"e.2/3/{CHECKPOINT}/c"):
+    later = [f"e.1/12/{COMMITTED}", f"e.1/12/{CHECKPOINT}/a/b", f"e.2/3/{CHECKPOINT}/c"]
+    for name in (*kept, *later, f"e.1/1/{COMMITTED}", f"e.1/1/{CHECKPOINT}/a/b", f"e.1/2/{CHECKPOINT}/a/b"):
         await artifacts.write(artifacts.url("e", name), b"{}")
-    await saved.discard("e", "e.1")
-    assert sorted(await artifacts.names(artifacts.url("e"))) == sorted([*kept, f"e.2/3/{CHECKPOINT}/c"])
+    await saved.discard("e", "e.1", through=2)
+    assert sorted(await artifacts.names(artifacts.url("e"))) == sorted([*kept, *later])
     await saved.discard("e")
     assert sorted(await artifacts.names(artifacts.url("e"))) == sorted(kept)
+
+
+class NoMarksDeleted(Artifacts):
+    """A store that stops in the midst of deleting, at the worst place."""
+
+    async def delete(self, urls: Iterable[str]) -> None:
+        for url in urls:
+            if url.endswith(COMMITTED):
+                raise PermissionError("not yours")
+            await super().delete([url])
+
+
+async def test_a_checkpoint_that_says_it_is_whole_is_whole_while_it_is_being_deleted(tmp_path: Path) -> None:
+    artifacts = NoMarksDeleted(f"file://{tmp_path}")
+    for name in (COMMITTED, *(f"{CHECKPOINT}/{n}" for n in range(20))):
+        await artifacts.write(artifacts.url("e", "e.1", 1, name), b"{}")
+    await Saved(artifacts).discard("e", "e.1")
+    assert len(await artifacts.names(artifacts.url("e"))) == 21
 
 
 async def test_a_store_that_refuses_costs_the_checkpoint_and_not_the_work(

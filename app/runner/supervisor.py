@@ -230,9 +230,8 @@ class Supervisor:
         self._figures.child(1)
         try:
             with _descriptors(job, send, output) as descriptors:
+                await self.warm()
                 forkserver = await self._living_forkserver()
-                with anyio.move_on_after(_WARM_UP):
-                    await forkserver.warm.wait()
                 child.began = time.monotonic()
                 await forkserver.fork(child, descriptors)
             yield child
@@ -245,8 +244,9 @@ class Supervisor:
                 self._figures.memory(child.peak_bytes, job.kind)
 
     async def warm(self) -> None:
-        """Returns when children start as fast as they can."""
-        await (await self._living_forkserver()).warm.wait()
+        """Returns when children start as fast as they can, or could not within `_WARM_UP`."""
+        with anyio.move_on_after(_WARM_UP):
+            await (await self._living_forkserver()).warm.wait()
 
     async def _living_forkserver(self) -> "_Forkserver":
         async with self._starting:

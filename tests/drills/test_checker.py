@@ -229,12 +229,12 @@ async def test_a_checkpoint_is_left_behind_only_by_who_could_not_delete_it(clean
         file = File(f"{evaluation.id}/{evaluation.id}.1/1/checkpoint/logs/x.json", modified)
         return rules(replace(clean, files=[*clean.files, file], faults=faults))
 
-    assert left(modified=ended - 1) == {"left behind"}
-    assert left(modified=ended + 1) == set(), "by an attempt that did not know yet"
-    assert left(Fault("store failing", ended, ended + 1), modified=ended - 1) == set()
-    assert left(Fault("worker killed", ended, ended, report.worker), modified=ended - 1) == set()
-    assert left(Fault("worker killed", ended, ended, "another"), modified=ended - 1) == {"left behind"}
-    assert left(Fault("worker killed", ended - 9, ended - 9, report.worker), modified=ended - 1) == {"left behind"}
+    before, after = report.started_at - 1, ended + 1
+    assert left(modified=before) == {"left behind"}
+    assert left(modified=after) == set(), "by an attempt that did not know yet"
+    assert left(Fault("store failing", ended, after), modified=before) == set()
+    assert left(Fault("store failing", before - 1, before), modified=before) == {"left behind"}
+    assert left(Fault("worker killed", ended, ended, report.worker), modified=before) == {"left behind"}
 
 
 async def test_what_was_lost_three_times_may_fail(clean: History) -> None:

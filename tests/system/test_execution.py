@@ -21,6 +21,7 @@ from app.ledger import Settlement
 from app.main import open_services
 from app.runner.messages import Failure, Job
 from app.runner.supervisor import Child
+from app.saved import COMMITTED
 from app.settings import load
 from app.spec import Spec
 from app.versions import IMAGE, TASK_VERSION, Mixture
@@ -95,6 +96,73 @@ async def test_a_worker_that_is_stopped_releases_what_it_holds(
     execution = await view(services, f"{evaluation}.1")
     assert (execution.state, execution.failures, execution.crashes) == ("pending", 0, 0)
     assert [a.outcome for a in execution.attempts] == ["interrupted"]
+
+
+async def test_a_worker_that_is_stopped_gives_back_what_it_is_about_to_begin(
+    services: Services, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before there is a child to stop: its checkpoint is being fetched, say, or the forkserver is cold."""
+    executor, evaluation = services.executor, await planned(services.executor.ledger, [1], how="hang")
+    preparing = asyncio.Event()
+
+    async def slow(*_: object) -> None:
+        preparing.set()
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(executor.saved, "left_by", slow)
+    task = asyncio.create_task(push(services, f"{evaluation}.1"))
+    await asyncio.wait_for(preparing.wait(), PATIENCE)
+    await asyncio.wait_for(executor.leases.drain(), PATIENCE)
+    executor.leases.draining = False  # it is the other tests' too
+    execution = await view(services, f"{evaluation}.1")
+    assert (execution.state, execution.failures, execution.crashes) == ("pending", 0, 0)
+    assert [(a.outcome, a.error and a.error["message"]) for a in execution.attempts] == [
+        ("interrupted", "The worker was told to stop.")
+    ]
+    assert (await asyncio.wait_for(task, PATIENCE)).kind == "again"
+
+
+async def test_what_is_claimed_while_the_worker_stops_is_given_back_without_a_child(
+    services: Services, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    executor, evaluation = services.executor, await planned(services.executor.ledger, [1], how="hang")
+    claiming, may_go_on, claim = asyncio.Event(), asyncio.Event(), executor.ledger.claim
+
+    async def slow(*given: Any) -> Any:
+        claiming.set()
+        await may_go_on.wait()
+        return await claim(*given)
+
+    monkeypatch.setattr(executor.ledger, "claim", slow)
+    monkeypatch.setattr(executor.supervisor, "run", None)
+    task = asyncio.create_task(push(services, f"{evaluation}.1"))
+    await asyncio.wait_for(claiming.wait(), PATIENCE)
+    draining = asyncio.create_task(executor.leases.drain())
+    may_go_on.set()
+    await asyncio.wait_for(draining, PATIENCE)
+    executor.leases.draining = False  # it is the other tests' too
+    execution = await view(services, f"{evaluation}.1")
+    assert (execution.state, [a.outcome for a in execution.attempts]) == ("pending", ["interrupted"])
+    assert (await asyncio.wait_for(task, PATIENCE)).kind == "again"
+
+
+async def test_a_report_deletes_checkpoints_before_it_ends_its_evaluation(
+    services: Services, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Afterwards they may be a retry's, which is at work already."""
+    executor, evaluation = services.executor, await planned(services.executor.ledger, [1])
+    assert (await push(services, f"{evaluation}.1")).state == "succeeded"
+    left = executor.artifacts.url(str(evaluation), f"{evaluation}.1", 9, COMMITTED)
+    await executor.artifacts.write(left, b"[]")
+    settle, seen = executor.ledger.settle, []
+
+    async def looking(*given: Any) -> Any:
+        seen.append(await executor.artifacts.names(left.rpartition("/")[0]))
+        return await settle(*given)
+
+    monkeypatch.setattr(executor.ledger, "settle", looking)
+    assert (await push(services, f"{evaluation}.report")).kind == "terminal"
+    assert seen == [[]]
 
 
 async def test_an_attempt_that_was_taken_over_is_killed_and_records_nothing(

@@ -4,7 +4,7 @@ import re
 from collections import Counter
 from collections.abc import Iterator
 
-from tests.drills.chaos.history import Attempt, Call, Execution, Fault, File, Result, Sample, Submission
+from tests.drills.chaos.history import Attempt, Call, Execution, File, Result, Sample, Submission
 from tests.drills.chaos.indexed import TERMINAL, Indexed
 from tests.drills.chaos.violation import Violation
 
@@ -16,11 +16,7 @@ UNSAVED = 3
 """Turns that an interruption may cost where each is saved: the one under way, and those whose state was on its way to the
 store."""
 
-TIDYING = 5.0
-"""Seconds that deleting takes at most, after an end."""
-
 _CHECKPOINT = re.compile(r"^(?P<evaluation>[^/]+)/(?P<execution>[^/]+)/\d+/(checkpoint/.+|checkpoint\.json)$")
-_STOPS_TIDYING = ("worker killed", "worker drained", "clock wrong by an hour", "worker cut off")
 
 
 def what_is_spent_is_explained(h: Indexed) -> Iterator[Violation]:
@@ -73,24 +69,17 @@ def _paid(what: str, result: Result, calls: list[Call], submission: Submission) 
 
 
 def nothing_is_left_behind(h: Indexed) -> Iterator[Violation]:
-    """Of what has ended no checkpoint is kept: unless whoever was to delete it was stopped just then, or it was written
-    later, by an attempt that did not know yet."""
+    """Of what has ended no checkpoint is kept: the report deletes them before it ends. Unless the store failed meanwhile,
+    or a file was written later, by an attempt that did not know yet."""
     for file in h.history.files:
-        if (found := _CHECKPOINT.match(file.path)) and (evaluation := h.evaluations.get(found["evaluation"])):
-            execution = h.executions.get(found["execution"])
-            if evaluation.state in TERMINAL and not _excused(h, file, evaluation.finished_at or 0, execution):
-                yield Violation("left behind", evaluation.id, f"it has ended, and {file.path} is there")
+        found = _CHECKPOINT.match(file.path)
+        evaluation = h.evaluations.get(found["evaluation"]) if found else None
+        if evaluation and evaluation.state in TERMINAL and not _excused(h, file, evaluation.finished_at or 0):
+            yield Violation("left behind", evaluation.id, f"it has ended, and {file.path} is there")
 
 
-def _excused(h: Indexed, file: File, ended: float, execution: Execution | None) -> bool:
-    if file.modified > ended:
-        return True
+def _excused(h: Indexed, file: File, ended: float) -> bool:
     report = h.attempts_at[f"{file.path.split('/')[0]}.report"]
-    worker = report[-1].worker if report else None
-    return any(_stopped_tidying(fault, worker, ended) for fault in h.history.faults)
-
-
-def _stopped_tidying(fault: Fault, worker: str | None, ended: float) -> bool:
-    if fault.at > ended + TIDYING or fault.until < ended:
-        return False
-    return fault.kind == "store failing" or (fault.kind in _STOPS_TIDYING and fault.worker == worker)
+    began = report[-1].started_at if report else ended
+    failing = (fault for fault in h.history.faults if fault.kind == "store failing")
+    return file.modified > began or any(fault.at <= ended and fault.until >= began for fault in failing)
