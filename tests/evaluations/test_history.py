@@ -81,7 +81,9 @@ async def test_what_runs_is_told_by_the_database_s_clock(ledger: Ledger, databas
     assert lease.startswith("It runs: worker worker-1 (attempt 1) holds it; its lease lasts 1")
     assert progress.endswith("s: 12 model calls, 3,456 tokens; its last step: model m.")
 
-    await database.run(text("UPDATE task_executions SET lease_expires_at = now() - interval '312 s' WHERE worker IS NOT NULL"))
+    await database.run(
+        text("UPDATE task_executions SET lease_expires_at = now() - interval '312 s' WHERE worker IS NOT NULL")
+    )
     assert re.search(r"its lease ran out (5 min 1|3[12])\d s ago", (await reader.execution(execution)).explanation[0])
 
 
