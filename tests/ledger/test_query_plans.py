@@ -165,6 +165,7 @@ CASES: dict[str, tuple[TextClause, dict[str, Any]]] = {
         sql.ENQUEUED,
         {"tasks": [{"id": f"{evaluation(n)}.100", "number": 1} for n in (11, 111)], "sweep_enqueued": 86400.0},
     ),
+    "cancelled": (sql.CANCELLED, {"evaluation": OPEN}),
     "unfinished": (sql.UNFINISHED, {"evaluation": OPEN}),
     "spend": (SPEND, {"ids": [OVER, OPEN]}),
     "interrupted": (sql.INTERRUPTED, {"id": RUNNING, "attempt": 2}),
