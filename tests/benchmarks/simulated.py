@@ -41,6 +41,9 @@ class Sleeper:
         self.began = time.monotonic()
         self.peak_bytes = None
 
+    async def warm(self) -> None:
+        """It always is."""
+
     @asynccontextmanager
     async def run(self, job: Job) -> AsyncIterator["SleepingChild"]:
         refuse_held_session("sleep")
