@@ -20,6 +20,11 @@ SECONDS = 40
 """For one program. None takes a tenth of it; on a busy machine they are many at once."""
 
 Targets = dict[str, Any]
+ALONE = {"pause": 0.5, "breath": 0.02}
+WATCHED = {"pause": 20, "breath": 0.5}
+"""Seconds that an attack gives to whoever looks, rather than holds: once it has more than it may, and from one file to the
+next. Contained, it is ended at the first look that comes, and that may come late: the harness has much else to do."""
+
 Run = Callable[[SandboxEnvironment, Targets], Awaitable[bool]]
 
 _HEAD = """
@@ -240,16 +245,19 @@ while count < {FORKS}:
         os.read(ours, 1)
         os._exit(0)
     count += 1
-time.sleep(0.5)  # for whoever looks, rather than holds
-if count == {FORKS}: reached()
+if count == {FORKS}:
+    time.sleep(targets['pause'])
+    reached()
 """
 
 
-def holding(processes: int) -> str:
-    """Each holds 100 MiB; `count`: how many did so at the same time. The first waits at a pipe that ends with the program."""
+def holding(processes: int, pause: str) -> str:
+    """Each holds 100 MiB; `count`: how many did so at the same time, for `pause` seconds if all did. The first waits at a
+    pipe that ends with the program."""
     return f"""
 count, wanted = 0, {processes}
 {_HOLDING}
+if count == wanted: time.sleep({pause})
 """
 
 
@@ -266,7 +274,6 @@ for _ in range(wanted):
 os.close(tell)
 while count < wanted and not os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT):
     if select.select([told], [], [], 0.1)[0]: count += len(os.read(told, 1))
-time.sleep(0.5)  # for whoever looks, rather than holds
 """
 
 _FILL = """
@@ -274,7 +281,7 @@ total = 0
 for number in range(20):
     with open(f"{folder}/fill-{number}", "wb", 0) as file:
         for _ in range(50): total += file.write(b"x" * 2**20)
-    time.sleep(0.02)
+    time.sleep(targets['breath'])
     if total >= 400 * 2**20: reached(); break
 """
 _EMPTY = "\nfor path in glob.glob(f'{folder}/fill-*'): os.unlink(path)"
@@ -349,7 +356,7 @@ async def _too_much_output(sandbox: SandboxEnvironment, targets: Targets) -> boo
 USING = [
     _program("processes without end", _FORK),
     _program("memory of one process", "held = bytearray(b'x') * (600 * 2**20)\nreached()"),
-    _program("memory of many processes", f"{holding(6)}if count == 6: reached()"),
+    _program("memory of many processes", holding(6, "targets['pause']") + "if count == 6: reached()"),
     _fill("files in the workspace", "."),
     _fill("files in /tmp", "/tmp/planted-{mark}"),
     _fill("files in shared memory", "/dev/shm/planted-{mark}"),
@@ -359,7 +366,9 @@ USING = [
 os.makedirs("flood", exist_ok=True)
 count = 0
 try:
-    for count in range(30000): open(f"flood/{count}", "w").close()
+    for count in range(30000):
+        open(f"flood/{count}", "w").close()
+        if count == 10000: time.sleep(targets['pause'])
     reached()
 finally:
     subprocess.run(["rm", "-rf", "flood"])

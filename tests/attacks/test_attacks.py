@@ -21,7 +21,7 @@ from app.runner.messages import LOGS, MESSAGE, Containment, Done, Job, Message, 
 from app.runner.reachable import is_root
 from app.runner.supervisor import Crashed, Supervisor
 from app.spec import SandboxLimits, Spec
-from tests.attacks.attacks import ATTACKS, LOOKING, SECRET, USING
+from tests.attacks.attacks import ALONE, ATTACKS, LOOKING, SECRET, USING, WATCHED
 from tests.faults import sandbox_do
 
 TASKS = Path(__file__).with_name("tasks.py")
@@ -93,7 +93,8 @@ def job(sandbox: str, targets: dict[str, Any], names: list[str]) -> Job:
     directory = Path(mkdtemp(prefix="proctor-attack-", dir=targets["scratch"]))
     directory.chmod(0o777)
     logs = f"{directory}/{LOGS}"  # the attempt's own; Inspect's checkpoints lie in there too
-    args = {"names": names, "targets": targets | {"mark": uuid4().hex, "logs": logs, "checkpoints": logs}}
+    own = {"mark": uuid4().hex, "logs": logs, "checkpoints": logs, **(ALONE if sandbox == "local" else WATCHED)}
+    args = {"names": names, "targets": targets | own}
     return Job(
         kind="run",
         evaluation_id="attack",

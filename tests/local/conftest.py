@@ -59,7 +59,12 @@ class Target:
                 await self._changed.wait()
 
     async def handle(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self.received.append(await _read(reader))
+        try:
+            received = await _read(reader)
+        except (OSError, asyncio.IncompleteReadError):  # the push was given up before it was sent
+            writer.close()
+            return
+        self.received.append(received)
         answer = self.answers.pop(0) if self.answers else 200
         self.under_way += 1
         self.most_under_way = max(self.most_under_way, self.under_way)

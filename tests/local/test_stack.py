@@ -60,7 +60,7 @@ def gone(processes: list[psutil.Process]) -> bool:
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_whatever_ends_it_no_process_is_left(tmp_path: Path, number: signal.Signals) -> None:
     with local(tmp_path / "data") as (process, url):
-        assert httpx.get(f"{url}/health/ready").status_code == 200
+        assert httpx.get(f"{url}/health/ready", timeout=PATIENCE).status_code == 200
         below = descendants(process)
         assert any(command_line(p).startswith("postgres: ") for p in below)
         assert any("app.local.unprivileged" not in command_line(p) for p in below)
@@ -77,6 +77,7 @@ async def test_an_evaluation_outlives_a_killed_stack(tmp_path: Path) -> None:
         async with httpx.AsyncClient(base_url=url, timeout=PATIENCE) as client:
             evaluation = await submit(client, spec(task_args={"n": 2, "how": f"until:{flag}", "sample": 2}))
             await until(client, f"/evaluations/{evaluation}", lambda v: v["samples"]["succeeded"] == 1)
+            await until(client, f"/executions/{evaluation}.2", lambda v: v.get("progress"))
         below = descendants(process)
         process.kill()
         assert gone(below)
@@ -109,7 +110,7 @@ def test_it_works_for_an_ordinary_user(tmp_path: Path) -> None:
     assert unshare, "the program unshare (util-linux) is missing"
     prefix = (unshare, "--user", "--map-user=1000", "--map-group=1000")
     with local(tmp_path / "data", prefix=prefix) as (process, url):
-        assert httpx.get(f"{url}/health/ready").status_code == 200
+        assert httpx.get(f"{url}/health/ready", timeout=PATIENCE).status_code == 200
         below = descendants(process)
         process.send_signal(signal.SIGINT)
         assert process.wait(PATIENCE) == 0

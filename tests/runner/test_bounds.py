@@ -23,7 +23,7 @@ from app.spec import SandboxLimits
 from tests.attacks.attacks import holding, stays_alive
 
 LIMITS = SandboxLimits(memory=2**28, processes=64, workspace=2**23, tmp=2**22, cpu=20, output=2**16)
-TOGETHER = f"import os, select, time\n{holding(4)}print(count)"
+TOGETHER = f"import os, select, time\n{holding(4, '20')}print(count)"
 
 
 async def _open(monkeypatch: pytest.MonkeyPatch, cgroups: bool) -> ProctorSandbox:
@@ -219,7 +219,7 @@ async def test_a_look_that_fails_is_not_the_last(tmp_path: Path, monkeypatch: py
 
 async def _serve(environment: ProctorSandbox, mark: str) -> str:
     """As Inspect's tools do: an executable in its place that leaves a server behind."""
-    beating = f": {mark}; while sleep 0.05; do date +%N > /workspace/beat; done"
+    beating = f": {mark}; cd /workspace; while sleep 0.05; do date +%N > next; mv next beat; done"
     server = f"#!/bin/sh\n(setsid sh -c '{beating}' </dev/null >/dev/null 2>&1 &)\necho started $1\n"
     await environment.exec(["mkdir", "-p", SANDBOX_TOOLS_DIR])
     await environment.exec(["sh", "-c", f"cat > {SANDBOX_CLI}; chmod +x {SANDBOX_CLI}"], input=server)
@@ -242,11 +242,9 @@ async def test_a_tool_server_outlives_its_call_and_ends_with_the_sample(monkeypa
     environment = await _open(monkeypatch, True)
     mark = f"server-{os.getpid()}-{id(environment)}"
     assert await _serve(environment, mark) == "started start-server"
-    first = (
-        await environment.exec(["sh", "-c", "until [ -s beat ]; do sleep 0.02; done; cat beat"], timeout=30)
-    ).stdout
+    first = await environment.exec(["sh", "-c", "until [ -s beat ]; do sleep 0.02; done; cat beat"], timeout=30)
     second = await environment.exec(
-        ["sh", "-c", f'until [ "$(cat beat)" != {first.strip()} ]; do sleep 0.02; done'], timeout=30
+        ["sh", "-c", f'until [ "$(cat beat)" != "{first.stdout.strip()}" ]; do sleep 0.02; done'], timeout=30
     )
     assert second.success, "it beats on, from another call's view"
     await ProctorSandbox.sample_cleanup("test", None, {"default": environment}, False)

@@ -72,8 +72,8 @@ async def _misbehave(how: str, sample: int) -> None:
         os._exit(int(argument))
     if kind == "kill":
         os.kill(os.getpid(), signal.SIGKILL)
-    if kind == "kill-until" and not Path(argument).exists():
-        os.kill(os.getpid(), signal.SIGKILL)
+    if kind == "kill-until":
+        await _kill_until(*map(Path, argument.split(":")))
     if kind == "memory":
         _take_all_memory(argument)
     if kind == "mark":
@@ -95,6 +95,15 @@ async def _misbehave(how: str, sample: int) -> None:
         if kind == "kill-once":
             os.kill(os.getpid(), signal.SIGKILL)
         raise RuntimeError("it broke this once")
+
+
+async def _kill_until(mark: Path, flag: Path) -> None:
+    """Takes its process with it the first time, and from then on waits to be killed, until there is the flag."""
+    if not mark.exists():
+        mark.touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    while not flag.exists():
+        await anyio.sleep(0.05)
 
 
 def _fail(times: str, marks: str) -> None:

@@ -155,7 +155,7 @@ async def test_three_losses_of_whatever_kind_without_progress_are_a_failure_with
     inside: Inside, tmp_path: Path
 ) -> None:
     flag = tmp_path / "flag"
-    evaluation = await inside.planned(spec(task_args={"n": 1, "how": f"kill-until:{flag}"}))
+    evaluation = await inside.planned(spec(task_args={"n": 1, "how": f"kill-until:{tmp_path}/mark:{flag}"}))
     execution = f"{evaluation}.1"
     assert (await inside.push(execution)).status_code == 409
     pushed = inside.pushing(execution)

@@ -2,6 +2,8 @@
 
 import asyncio
 import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from uuid import UUID
 
@@ -17,6 +19,10 @@ from tests.system.worker import Worker, push, terminate, working
 
 FULL = 15
 """As many as one instance takes."""
+
+DRILLS, STOOD_STILL = 3, 0.5
+"""The time there is, is Cloud Run's: where nothing ran on this machine for so many seconds of it, that shows nothing, and the
+drill is made again, so often at most."""
 
 STEPS = text("""/* test.steps */
 SELECT count(*) AS n FROM task_executions
@@ -39,24 +45,48 @@ async def all_run(database: Database, evaluation: UUID, count: int) -> None:
 async def test_a_full_worker_gives_everything_back_and_ends_in_time(
     database_url: str, database: Database, ledger: Ledger, tmp_path: Path
 ) -> None:
-    evaluation = await planned(ledger, *[[1]] * FULL, how="hang")
-    async with working(tmp_path, database_url=database_url, renew_interval=0.5) as worker:
-        pushes = [asyncio.create_task(push(worker, f"{evaluation}.{n + 1}")) for n in range(FULL)]
-        await all_run(database, evaluation, FULL)
-        below = worker.below()
-        began = time.monotonic()
-        terminate(worker)
-        await refuses_what_comes(worker, f"{evaluation}.1")
-        answers = await asyncio.gather(*pushes)
-        assert await worker.ended() == -15  # by the signal, as uvicorn has it
-        seconds = time.monotonic() - began
-        (drained,) = worker.logged("drained")
-        print(f"SIGTERM to exit with {FULL} evaluations: {seconds:.2f} s; drained after {drained['seconds']} s")
-        assert (drained["executions"], drained["unsettled"]) == (FULL, 0), "all settled themselves in the time there is"
-        assert {a.status_code for a in answers} == {409}
-        assert not psutil.wait_procs(below, timeout=10)[1]
+    for _ in range(DRILLS):
+        evaluation = await planned(ledger, *[[1]] * FULL, how="hang")
+        async with working(tmp_path, database_url=database_url, renew_interval=0.5) as worker:
+            pushes = [asyncio.create_task(push(worker, f"{evaluation}.{n + 1}")) for n in range(FULL)]
+            await all_run(database, evaluation, FULL)
+            below = worker.below()
+            async with lateness() as late:
+                began = time.monotonic()
+                terminate(worker)
+                await refuses_what_comes(worker, f"{evaluation}.1")
+                answers = await asyncio.gather(*pushes, return_exceptions=True)
+                assert await worker.ended() == -15  # by the signal, as uvicorn has it
+            seconds = time.monotonic() - began
+            (drained,) = worker.logged("drained")
+            print(f"SIGTERM to exit with {FULL} evaluations: {seconds:.2f} s; drained after {drained['seconds']} s")
+            assert not psutil.wait_procs(below, timeout=10)[1]
+        if not drained["unsettled"] or max(late) < STOOD_STILL:
+            break
+        print(f"the machine stood still for {max(late):.2f} s of them: once more")
+    assert (drained["executions"], drained["unsettled"]) == (FULL, 0), "all settled themselves in the time there is"
+    assert [a.status_code if isinstance(a, httpx.Response) else a for a in answers] == [409] * FULL
     history = await database.run(HISTORY, {"evaluation": evaluation})
     assert [tuple(row) for row in history] == [("pending", 0, 0, "interrupted", "The worker was told to stop.")] * FULL
+
+
+@asynccontextmanager
+async def lateness() -> AsyncIterator[list[float]]:
+    """Seconds by which this process was woken too late, each time: so is every process of a machine that stands still."""
+    late = [0.0]
+
+    async def watch() -> None:
+        while True:
+            began = time.monotonic()
+            await asyncio.sleep(0.05)
+            late.append(time.monotonic() - began - 0.05)
+
+    watching = asyncio.create_task(watch())
+    try:
+        yield late
+    finally:
+        watching.cancel()
+        await asyncio.wait({watching})
 
 
 async def refuses_what_comes(worker: Worker, execution: str) -> None:
@@ -74,7 +104,7 @@ async def refuses_what_comes(worker: Worker, execution: str) -> None:
 
 async def test_an_idle_worker_ends_at_once(database_url: str, tmp_path: Path) -> None:
     async with working(tmp_path, database_url=database_url) as worker:
-        async with httpx.AsyncClient(base_url=worker.url) as client:
+        async with httpx.AsyncClient(base_url=worker.url, timeout=60) as client:
             assert (await client.get("/health/ready")).status_code == 200
         terminate(worker)
         assert await worker.ended() == -15

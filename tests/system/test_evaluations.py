@@ -42,15 +42,17 @@ async def test_samples_of_many_epochs_run_apart_and_together_alike(client: httpx
 
 
 async def test_a_duplicate_push_at_once_and_a_later_one_answer_with_the_first_outcome(
-    client: httpx.AsyncClient,
+    client: httpx.AsyncClient, tmp_path: Path
 ) -> None:
-    evaluation = await submit(client, spec(task_args={"n": 1, "how": "wait:1"}))
+    flag = tmp_path / "flag"
+    evaluation = await submit(client, spec(task_args={"n": 1, "how": f"until:{flag}"}))
     execution = f"{evaluation}.1"
     await until(client, f"/executions/{execution}", lambda view: view.get("state") == "running")
     at_once = await asyncio.gather(*(client.post("/tasks/execute", json={"execution_id": execution}) for _ in range(5)))
     assert {r.status_code for r in at_once} == {409}
     assert all("holds it" in r.json()["detail"] for r in at_once)
 
+    flag.touch()
     view = await ended(client, evaluation)
     later = await client.post("/tasks/execute", json={"execution_id": execution})
     assert (later.status_code, later.json()["state"], later.json()["attempt"]) == (200, "succeeded", 1)
@@ -192,10 +194,18 @@ async def test_a_spec_runs_in_one_request_for_a_person_debugging(client: httpx.A
     assert conflict.status_code == 409
 
 
-async def test_the_same_debugging_request_sent_twice_at_once_runs_once(client: httpx.AsyncClient) -> None:
-    body = {"evaluation": spec(task_args={"n": 1, "how": "wait:2"})}
-    send = [client.post("/tasks/execute", json=body, headers={"Idempotency-Key": "debug-3"}) for _ in range(2)]
-    done, refused = sorted(await asyncio.gather(*send), key=lambda response: response.status_code)
+async def test_the_same_debugging_request_sent_twice_at_once_runs_once(
+    client: httpx.AsyncClient, tmp_path: Path
+) -> None:
+    flag = tmp_path / "flag"
+    body = {"evaluation": spec(task_args={"n": 1, "how": f"until:{flag}"})}
+    headers = {"Idempotency-Key": "debug-3"}
+    both = [asyncio.create_task(client.post("/tasks/execute", json=body, headers=headers)) for _ in range(2)]
+    await asyncio.wait(
+        both, return_when=asyncio.FIRST_COMPLETED
+    )  # the one that is refused: the other waits for the flag
+    flag.touch()
+    done, refused = sorted(await asyncio.gather(*both), key=lambda response: response.status_code)
     assert (done.status_code, refused.status_code) == (200, 409)
     assert f"/evaluations/{done.json()['evaluation']['id']}" in refused.json()["detail"]
     assert done.json()["evaluation"]["state"] == "succeeded"

@@ -35,8 +35,8 @@ TAKE = text("UPDATE task_executions SET lease_expires_at = clock_timestamp() WHE
 RESULTS = text("SELECT sample_id, attempt FROM sample_results WHERE evaluation_id = :id ORDER BY sample_id")
 LOCK = text("SELECT FROM evaluations WHERE id = :id FOR NO KEY UPDATE")
 SHORTEST = text("""/* test.shortest */
-SELECT min(extract(epoch FROM lease_expires_at - clock_timestamp())) AS left FROM task_executions
-WHERE evaluation_id = :id AND state = 'running'
+SELECT min(extract(epoch FROM e.lease_expires_at - a.started_at)) AS held FROM task_executions e
+JOIN execution_attempts a ON a.execution_id = e.id WHERE e.evaluation_id = :id AND e.state = 'running'
 """)
 
 
@@ -86,9 +86,10 @@ async def test_one_statement_renews_all_that_a_worker_holds_and_an_idle_worker_m
     await renewed(inside, 1)
     seconds = await renewed(inside, 4)
     print(f"4 renewals for 5 executions took {seconds:.2f} s, at one every {INTERVAL} s")
-    assert seconds > 4 * INTERVAL * 0.9, "5 of them would send 4 in less than one interval"
-    ((left,),) = await inside.database.run(SHORTEST, {"id": evaluation})
-    assert left > QUICK["lease"] - 4 * INTERVAL, "and each of the five is renewed: they were claimed 6 intervals ago"
+    # the first two are seen together if the loop has stood still between them
+    assert seconds > 3 * INTERVAL * 0.9, "5 of them would send 4 in less than one interval"
+    ((held,),) = await inside.database.run(SHORTEST, {"id": evaluation})
+    assert held > QUICK["lease"] + 2 * INTERVAL, "and each of the five is renewed"
     await inside.ledger.cancel(evaluation)
     assert {(await pushed).json()["state"] for pushed in pushes} == {"cancelled"}
 
@@ -173,7 +174,8 @@ async def test_renewals_that_fail_for_less_than_the_patience_stop_nothing(
             while failing.happened < 3:
                 await asyncio.sleep(0.02)
         await renewed(inside, 2)
-    assert [line["event"] for line in logs].count("renewal failed") == 3
+    assert failing.happened == 3
+    assert [line["event"] for line in logs].count("renewal failed") >= 3
     assert not [line for line in logs if line["event"] == "attempt must stop"]
     assert child.is_running()
     flag.touch()
@@ -188,14 +190,13 @@ async def test_renewals_that_fail_past_the_patience_end_the_attempt_and_the_next
     execution = f"{evaluation}.1"
     pushed = inside.pushing(execution)
     (child,) = await inside.under_way(execution)
-    began = time.monotonic()
+    lease = inside.app.state.leases._leases[execution, 1]
     inside.proxy.refuse = True
     inside.proxy.cut("rst")
     try:
         await asyncio.to_thread(child.wait, PATIENCE)
-        stopped = time.monotonic() - began
-        print(f"stopped {stopped:.2f} s after the database was gone, with a patience of {RENEWALS_PATIENCE} s")
-        assert stopped > RENEWALS_PATIENCE - INTERVAL, "work goes on until then"
+        print(f"stopped {lease.age:.2f} s after the last renewal, with a patience of {RENEWALS_PATIENCE} s")
+        assert lease.age > RENEWALS_PATIENCE, "work goes on until then"
         assert not pushed.done(), "what it came to is still to be told"
     finally:
         inside.proxy.refuse = False
@@ -231,12 +232,14 @@ async def test_a_renewal_that_crosses_the_own_settle_changes_nothing(
     await inside.under_way(execution)
     with capture_logs() as logs:
         settling = inside.proxy.cut_at("/* ledger.settle */", "after", "silence")
+        again = inside.proxy.cut_at("/* ledger.settle */", "before", "fin", times=10**6)
         async with locked(inside, evaluation):
             flag.touch()
             await until_blocked(inside.database, 2)  # the settle, and behind it the renewal
         await settling.wait()
         await renewed(inside, 2)
         assert not pushed.done()
+        again.remove()
         answer = await asyncio.wait_for(pushed, PATIENCE)
     assert (answer.status_code, answer.json()["state"], answer.json()["attempt"]) == (200, "succeeded", 1)
     assert not [line for line in logs if line["event"] == "attempt must stop"]

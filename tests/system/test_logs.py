@@ -4,11 +4,14 @@ import asyncio
 import os
 import subprocess
 import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from socket import socket
 from urllib.parse import quote
 
 import httpx
+import psutil
 
 from tests.system.conftest import PATIENCE, run, samples, spec
 
@@ -16,14 +19,9 @@ from tests.system.conftest import PATIENCE, run, samples, spec
 async def test_the_merged_log_opens_in_inspect_view(client: httpx.AsyncClient) -> None:
     view = await run(client, spec(task_args={"n": 3}))
     log = Path(view["log"].removeprefix("file://"))
-    viewer, address = start_viewer(log.parent)
-    try:
-        async with httpx.AsyncClient(base_url=address, timeout=PATIENCE) as http:
-            (listed,) = (await answered(http, "/api/log-files")).json()["files"]
-            shown = (await http.get(f"/api/logs/{quote(listed['name'], safe='')}")).json()
-    finally:
-        viewer.kill()
-        viewer.wait()
+    async with viewing(log.parent) as address, httpx.AsyncClient(base_url=address, timeout=PATIENCE) as http:
+        (listed,) = (await http.get("/api/log-files")).json()["files"]
+        shown = (await http.get(f"/api/logs/{quote(listed['name'], safe='')}")).json()
     assert shown["status"] == "success"
     assert [s["id"] for s in shown["samples"]] == [1, 2, 3]
     assert shown["results"]["scores"][0]["metrics"]["accuracy"]["value"] == 2 / 3
@@ -52,22 +50,39 @@ async def test_the_log_directories_are_plain_inspect_log_directories(client: htt
     assert done.returncode == 0, done.stderr
 
 
-def start_viewer(directory: Path) -> tuple["subprocess.Popen[bytes]", str]:
-    with socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+@asynccontextmanager
+async def viewing(directory: Path) -> AsyncIterator[str]:
+    """The viewer's address. It takes no port 0, and seconds to take any: if somebody was quicker, it ends, and another is
+    tried."""
+    for _ in range(5):
+        with socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        viewer = start_viewer(directory, port)
+        try:
+            if await listens(viewer, port):
+                yield f"http://127.0.0.1:{port}"
+                return
+        finally:
+            viewer.kill()
+            viewer.wait()
+    raise AssertionError("the viewer does not start")
+
+
+def start_viewer(directory: Path, port: int) -> "subprocess.Popen[bytes]":
     command = [sys.executable, "-m", "inspect_ai", "view", "start", "--log-dir", str(directory)]
     environment = {k: v for k, v in os.environ.items() if not k.startswith("INSPECT_")}
-    viewer = subprocess.Popen(
+    return subprocess.Popen(
         [*command, "--host", "127.0.0.1", "--port", str(port)], env=environment, stdout=subprocess.DEVNULL
     )
-    return viewer, f"http://127.0.0.1:{port}"
 
 
-async def answered(http: httpx.AsyncClient, path: str) -> httpx.Response:
+async def listens(viewer: "subprocess.Popen[bytes]", port: int) -> bool:
+    """False: it has ended instead."""
     async with asyncio.timeout(PATIENCE):
-        while True:
-            try:
-                return await http.get(path)
-            except httpx.TransportError:
-                await asyncio.sleep(0.1)
+        while viewer.poll() is None:
+            own = psutil.Process(viewer.pid).net_connections("tcp")
+            if any(c.laddr.port == port and c.status == psutil.CONN_LISTEN for c in own):
+                return True
+            await asyncio.sleep(0.1)
+    return False

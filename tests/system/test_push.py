@@ -16,7 +16,7 @@ from app.spec import Spec
 from tests.system.conftest import NUMBERS, TASKS, fanned_out, planned
 from tests.system.inside import PATIENCE, Inside, open_inside
 
-BEFORE_DEADLINE = 5.0
+BEFORE_DEADLINE = 10.0
 """Seconds that an attempt has which arrives late."""
 
 STATE = text("SELECT state FROM task_executions WHERE id = :id")

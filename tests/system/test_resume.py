@@ -162,7 +162,7 @@ async def test_a_sample_as_long_as_three_pushes_runs_every_turn_once(
     model.turns, model.seconds = 9, 2.5
     evaluation = await agent(ledger, model, task=NOTES)
     async with working(
-        tmp_path, database_url=database_url, dispatch_deadline=26, deadline_margin=14, **QUICK
+        tmp_path, database_url=database_url, dispatch_deadline=40, deadline_margin=28, **QUICK
     ) as worker:
         await push(worker, f"{await planned(ledger, [1])}.1")  # children start at once from here on
         told = await to_the_end(worker, evaluation)
@@ -181,6 +181,7 @@ async def test_an_attempt_that_reaches_no_checkpoint_fails_at_its_deadline_with_
     async with working(
         tmp_path, database_url=database_url, dispatch_deadline=15, deadline_margin=10, **QUICK
     ) as worker:
+        await push(worker, f"{await planned(ledger, [1])}.1")  # children start at once from here on
         told = await to_the_end(worker, evaluation)
     assert (told["state"], told["attempt"]) == ("failed", 1)
     assert "no checkpoint to resume from (the spec says `checkpoint: off`)" in told["message"]

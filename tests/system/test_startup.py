@@ -153,21 +153,20 @@ async def test_a_database_that_is_down_makes_the_service_not_ready_and_not_dead(
     database_url: str, tmp_path: Path
 ) -> None:
     """It starts without its database, and is ready once that is there: nobody has to start it again."""
-    async with (
-        Proxy(server_of(database_url)) as proxy,
-        serving(tmp_path, database_url=proxy.through(database_url), database_patience="0.5") as process,
-    ):
+    async with Proxy(server_of(database_url)) as proxy:
         proxy.refuse = True
-        await _logged(process, "the database is not there yet")
-        message = str((await _logged(process, "Uvicorn running"))["message"])
-        async with httpx.AsyncClient(base_url=message.split()[3], timeout=60) as client:
-            assert (await client.get("/health/live")).status_code == 200
-            ready = await client.get("/health/ready")
-            assert (ready.status_code, ready.headers["content-type"]) == (503, "application/problem+json")
-            assert "did not answer" in ready.json()["detail"]
-            assert (await client.post("/tasks/execute", json={"execution_id": "x.plan"})).status_code == 503
-            proxy.refuse = False
-            assert (await client.get("/health/ready")).status_code == 200
+        url = proxy.through(database_url)
+        async with serving(tmp_path, database_url=url, database_patience="0.5") as process:
+            await _logged(process, "the database is not there yet")
+            message = str((await _logged(process, "Uvicorn running"))["message"])
+            async with httpx.AsyncClient(base_url=message.split()[3], timeout=60) as client:
+                assert (await client.get("/health/live")).status_code == 200
+                ready = await client.get("/health/ready")
+                assert (ready.status_code, ready.headers["content-type"]) == (503, "application/problem+json")
+                assert "did not answer" in ready.json()["detail"]
+                assert (await client.post("/tasks/execute", json={"execution_id": "x.plan"})).status_code == 503
+                proxy.refuse = False
+                assert (await client.get("/health/ready")).status_code == 200
 
 
 @pytest.mark.usefixtures("every_log")
