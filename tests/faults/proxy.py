@@ -82,11 +82,13 @@ class Proxy:
             self._release(sock)
 
     def through(self, database_url: str) -> str:
-        """The same URL by way of this proxy."""
+        """The same URL by way of this proxy. Nobody asks for TLS first: asyncpg never retrieves an error of its own if it is
+        cancelled while it does."""
         parts = urlsplit(database_url)
         user, at, _ = parts.netloc.rpartition("@")
         host, port = self.address
-        return parts._replace(netloc=f"{user}{at}{host}:{port}").geturl()
+        query = "&".join(filter(None, (parts.query, "sslmode=disable")))
+        return parts._replace(netloc=f"{user}{at}{host}:{port}", query=query).geturl()
 
     @property
     def idle_after(self) -> float | None:
