@@ -67,10 +67,13 @@ class Proxy:
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        tasks = {self._accepting, *self._serving}
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        self._accepting.cancel()
+        if (
+            self._tls
+        ):  # a handshake waits for its client; all else is done in a moment, and uvloop loses what is cancelled
+            for task in self._serving:
+                task.cancel()
+        await asyncio.gather(self._accepting, *self._serving, return_exceptions=True)
         self._listener.close()
         for side in list(self.sides):
             side.abort()
