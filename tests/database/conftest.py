@@ -5,7 +5,9 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, MutableMapping
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
+from unittest.mock import patch
 from urllib.parse import urlsplit
 
 import asyncpg
@@ -19,10 +21,11 @@ from app.database.engine import open_engine
 from app.database.session import Database
 from app.settings import Settings, load
 from tests.faults.alloydb import AlloyDB, open_alloydb
-from tests.faults.connection import Cut
+from tests.faults.connection import Cut, CutPoint, Moment
 from tests.faults.proxy import Proxy
 
 CUTS: list[Cut] = ["fin", "rst", "silence", "drop"]
+SILENT: list[Cut] = ["silence", "drop"]
 STUCK = 20
 """Seconds: what takes longer is stuck."""
 
@@ -35,9 +38,13 @@ BRISK: dict[str, Any] = {
     "database_patience": STUCK,
     "worker": "worker-1",
 }
-"""Scaled down. Each deadline is several times shorter than the next, so that what took long enough for one of them is
-told apart from what waited for another, on a busy machine too; none reaches the second after which a held session is
-logged."""
+"""Scaled down, each several times shorter than the next. For what shows that a deadline holds: a healthy connection may
+meet them too, on a machine that stands still for as long."""
+
+DEADLINES = ("ping_timeout", "socket_timeout", "statement_timeout", "connect_timeout", "pool_timeout")
+CALM = BRISK | dict.fromkeys(DEADLINES, STUCK)
+"""None that is met unless something is stuck. One that a test is about is taken from `BRISK`: whatever then ends in less
+was ended by that."""
 
 PID = text("/* test.pid */ SELECT pg_backend_pid() AS pid")
 WORK = text("""/* test.work */
@@ -55,6 +62,12 @@ class Traces:
     async def executions(self, work: int = 1) -> int:
         """How often it was carried out and committed."""
         return int(await self._direct.fetchval("SELECT count(*) FROM executions WHERE work = $1", work))
+
+    async def fit(self, executions: int, retries: list[Any], how: Cut) -> bool:
+        """Whether it was carried out so often, if it was tried again once; each further try, where the machine stood still
+        for as long as silence may last, can have carried it out once more."""
+        assert len(retries) == 1 or how in SILENT
+        return executions <= await self.executions() < executions + len(retries)
 
     async def effects(self) -> list[int]:
         return [row["work"] for row in await self._direct.fetch("SELECT work FROM effects ORDER BY work")]
@@ -91,14 +104,42 @@ def brisk(proxy: Proxy, database_url: str) -> Settings:
 
 
 @pytest.fixture
-async def pool(brisk: Settings) -> AsyncIterator[AsyncEngine]:
+async def hasty(brisk: Settings) -> AsyncIterator[Database]:
     async with open_engine(brisk) as engine:
+        yield Database(engine, brisk)
+
+
+@pytest.fixture
+def calm(proxy: Proxy, database_url: str) -> Settings:
+    return load(**CALM, database_url=proxy.through(database_url))
+
+
+@pytest.fixture
+async def pool(calm: Settings) -> AsyncIterator[AsyncEngine]:
+    async with open_engine(calm) as engine:
         yield engine
 
 
 @pytest.fixture
-def proxied(pool: AsyncEngine, brisk: Settings) -> Database:
-    return Database(pool, brisk)
+def proxied(pool: AsyncEngine, calm: Settings) -> Database:
+    return Database(pool, calm)
+
+
+class Clock:
+    """What pools tell ages by; `ahead`: by so many seconds."""
+
+    def __init__(self) -> None:
+        self.ahead = 0.0
+
+    def time(self) -> float:
+        return time.time() + self.ahead
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr("sqlalchemy.pool.base.time", SimpleNamespace(time=clock.time))
+    return clock
 
 
 @pytest.fixture
@@ -130,12 +171,33 @@ async def transact(database: Database, work: int = 1, *, patience: float | None 
 
 
 async def fill(engine: AsyncEngine, connections: int) -> list[int]:
-    """So many idle connections in the pool; returns the pids of their backends."""
+    """So many idle connections in the pool; returns the pids of their backends. They are asked nothing: those opened
+    first may be idle for too long while the others log in."""
     held = await asyncio.gather(*(engine.connect() for _ in range(connections)))
-    pids = [int((await one.execute(PID)).scalar_one()) for one in held]
+    pids = [pid_behind((await one.get_raw_connection()).driver_connection) for one in held]
     for one in held:
         await one.close()
     return pids
+
+
+def pid_behind(raw: Any) -> int:
+    """As the server told it at the login."""
+    return int(raw.get_server_pid())
+
+
+def cut_once(database: Database, proxy: Proxy, pattern: str, moment: Moment, how: Cut) -> CutPoint:
+    """Cuts the next connection at that place. Until then a session has little time where the cut is silent, for only that
+    ends the wait for a reply; from then on enough. Where the machine stands still for as long as the little time, the
+    next try is cut instead."""
+
+    def then() -> None:
+        point.remove()
+        database._deadline = STUCK
+
+    if how in SILENT:
+        database._deadline = BRISK["statement_timeout"]
+    point = proxy.cut_at(pattern, moment, how, times=100, then=then)
+    return point
 
 
 async def until(condition: Callable[[], bool]) -> None:
@@ -183,9 +245,17 @@ def measured(what: str) -> Iterator[Stopwatch]:
 
 
 @contextmanager
+def no_farewell() -> Iterator[None]:
+    """In the block no connection is closed as the driver does it, which waits for the other side to close too."""
+    with patch.object(asyncpg.Connection, "close", autospec=True) as close:
+        yield
+    close.assert_not_called()
+
+
+@contextmanager
 def unnoticed() -> Iterator[None]:
-    """In the block no call is tried again, nor anything else logged: whatever was wrong, the pool has seen to it."""
-    with capture_logs() as logs:
+    """In the block no call is tried again: whatever was wrong, the pool has seen to it."""
+    with capture_logs(processors=[_only_retries]) as logs:
         yield
     assert logs == []
 
@@ -193,12 +263,13 @@ def unnoticed() -> Iterator[None]:
 @contextmanager
 def ridden_out() -> Iterator[list[MutableMapping[str, Any]]]:
     """In the block at least one call is tried again; yields what is logged each time."""
-    with capture_logs(processors=[_but_of_long_sessions]) as logs:
+    with capture_logs(processors=[_only_retries]) as logs:
         yield logs
-    assert {entry["event"] for entry in logs} == {"database call is tried again"}
+    assert logs
 
 
-def _but_of_long_sessions(_: Any, __: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
-    if event["event"] == "a database session is held for long":
+def _only_retries(_: Any, __: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    """Sessions are long where the machine stands still, and others in this process have more to tell."""
+    if event["event"] != "database call is tried again":
         raise DropEvent
     return event

@@ -2,27 +2,39 @@
 
 import asyncio
 import socket
+from asyncio import AbstractEventLoop
+from collections.abc import Callable
 from typing import Any
 
 import pytest
+import uvloop
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-from app.database.connect import KEEPALIVE
+from app.database.connect import KEEPALIVE, TRIM_AT
 from app.database.engine import open_engine
 from app.database.session import Database
 from app.errors import DatabaseUnavailable
 from app.settings import Settings, load
-from tests.database.conftest import BRISK, PID, fill, measured, pid_of, ridden_out, unnoticed, until, until_gone
+from tests.database.conftest import (
+    PID,
+    STUCK,
+    Clock,
+    fill,
+    measured,
+    no_farewell,
+    pid_of,
+    ridden_out,
+    unnoticed,
+    until,
+    until_gone,
+)
 from tests.faults.alloydb import AlloyDB
 from tests.faults.proxy import Proxy
 from tests.timers import EARLY
 
-LOOPS = pytest.mark.parametrize(
-    "anyio_backend", [("asyncio", {"use_uvloop": use}) for use in (False, True)], ids=["asyncio", "uvloop"]
-)
-SLOW_PING = {"ping_timeout": 10, "statement_timeout": 10, "connect_timeout": 10, "socket_timeout": 10}
-"""Seconds, all of them far above what these tests take: whoever waits for a dead connection is found out."""
+Loop = Callable[[], AbstractEventLoop]
+LOOPS = pytest.mark.parametrize("loop", [asyncio.new_event_loop, uvloop.new_event_loop], ids=["asyncio", "uvloop"])
 
 
 # What it costs --------------------------------------------------------------------------------------------------------
@@ -103,10 +115,10 @@ async def test_the_connection_used_last_is_used_next(proxied: Database, pool: As
     assert {await pid_of(proxied) for _ in range(10)} == {pids[-1]}
 
 
-async def test_a_queue_would_use_each_in_turn(brisk: Settings) -> None:
-    async with open_engine(brisk, lifo=False) as engine:
+async def test_a_queue_would_use_each_in_turn(calm: Settings) -> None:
+    async with open_engine(calm, lifo=False) as engine:
         pids = await fill(engine, 5)
-        assert {await pid_of(Database(engine, brisk)) for _ in range(10)} == set(pids)
+        assert {await pid_of(Database(engine, calm)) for _ in range(10)} == set(pids)
 
 
 # What it is told ------------------------------------------------------------------------------------------------------
@@ -159,16 +171,22 @@ async def told(database: Database) -> dict[str, str]:
 
 
 @LOOPS
-async def test_sockets_are_watched(settings: Settings) -> None:
-    assert await sockets_are_watched(settings)
+async def test_sockets_are_watched(settings: Settings, loop: Loop) -> None:
+    assert await asyncio.to_thread(sockets_are_watched, settings, loop)
 
 
 @LOOPS
-async def test_sockets_are_watched_over_the_connector(alloydb: AlloyDB) -> None:
-    assert await sockets_are_watched(load(**alloydb.settings))
+async def test_sockets_are_watched_over_the_connector(alloydb: AlloyDB, loop: Loop) -> None:
+    assert await asyncio.to_thread(sockets_are_watched, load(**alloydb.settings), loop)
 
 
-async def sockets_are_watched(settings: Settings) -> bool:
+def sockets_are_watched(settings: Settings, loop: Loop) -> bool:
+    """On a loop of their own: anyio keeps to the one it has, where it still has one."""
+    with asyncio.Runner(loop_factory=loop) as runner:
+        return runner.run(_sockets_are_watched(settings))
+
+
+async def _sockets_are_watched(settings: Settings) -> bool:
     """By the kernel: keepalive while they are idle, TCP_USER_TIMEOUT (milliseconds) while data is under way."""
     brief = settings.model_copy(update={"socket_timeout": 7.5})
     async with open_engine(brief) as engine, engine.connect() as connection:
@@ -183,50 +201,41 @@ async def sockets_are_watched(settings: Settings) -> bool:
 # How it ends ----------------------------------------------------------------------------------------------------------
 
 
-def aged(proxy: Proxy, database_url: str, **more: Any) -> Settings:
-    return load(**BRISK | SLOW_PING | more, pool_recycle=AGE, database_url=proxy.through(database_url))
-
-
-AGE = 0.3
-
-
 async def test_past_its_age_a_connection_is_replaced_and_its_backend_ends(
-    proxy: Proxy, database_url: str, direct: Any
+    proxied: Database, calm: Settings, clock: Clock, direct: Any
 ) -> None:
-    settings = aged(proxy, database_url)
-    async with open_engine(settings) as engine:
-        pid = await pid_of(Database(engine, settings))
-        await asyncio.sleep(AGE)
-        with unnoticed():
-            assert await pid_of(Database(engine, settings)) != pid
-        await until_gone(direct, [pid])
+    pid = await pid_of(proxied)
+    clock.ahead += calm.pool_recycle / 2
+    assert await pid_of(proxied) == pid
+    clock.ahead += calm.pool_recycle / 2
+    with unnoticed():
+        assert await pid_of(proxied) != pid
+    await until_gone(direct, [pid])
 
 
-async def test_a_dead_connection_past_its_age_is_not_waited_for(proxy: Proxy, database_url: str) -> None:
+async def test_a_dead_connection_past_its_age_is_not_waited_for(
+    proxied: Database, proxy: Proxy, calm: Settings, clock: Clock
+) -> None:
     """No ping, no farewell: SQLAlchemy's own close gives up on a farewell after 2 s."""
-    settings = aged(proxy, database_url)
-    async with open_engine(settings) as engine:
-        pid = await pid_of(Database(engine, settings))
-        proxy.cut("silence")
-        await asyncio.sleep(AGE)
-        with measured("past its age, dead") as watch, unnoticed():
-            assert await pid_of(Database(engine, settings)) != pid
-        assert watch.seconds < 1.5
+    pid = await pid_of(proxied)
+    proxy.cut("silence")
+    clock.ahead += calm.pool_recycle + 1
+    with measured("past its age, dead") as watch, unnoticed(), no_farewell():
+        assert await pid_of(proxied) != pid
+    assert watch.seconds < STUCK
 
 
-async def test_the_server_ends_an_idle_session_and_the_next_caller_does_not_notice(
-    proxy: Proxy, database_url: str, direct: Any
-) -> None:
-    settings = aged(proxy, database_url)
-    async with open_engine(settings) as engine:
+async def test_the_server_ends_an_idle_session_and_the_next_caller_does_not_notice(calm: Settings, direct: Any) -> None:
+    brief = calm.model_copy(update={"pool_recycle": 1 / TRIM_AT})  # 1 s: the caller's own login is idle at times, too
+    async with open_engine(brief) as engine:
         pids = await fill(engine, 3)
         await until_gone(direct, pids)
         with unnoticed():
-            assert await pid_of(Database(engine, settings)) not in pids
+            assert await pid_of(Database(engine, brief)) not in pids
 
 
-async def test_closing_frees_the_server_s_backends(proxy: Proxy, brisk: Settings, direct: Any) -> None:
-    few = brisk.model_copy(update={"pool_size": 1})
+async def test_closing_frees_the_server_s_backends(proxy: Proxy, calm: Settings, direct: Any) -> None:
+    few = calm.model_copy(update={"pool_size": 1})
     async with open_engine(few) as engine:
         kept, *returned = await fill(engine, 3)
         await until_gone(direct, returned)
@@ -236,35 +245,35 @@ async def test_closing_frees_the_server_s_backends(proxy: Proxy, brisk: Settings
 
 
 @pytest.mark.parametrize("how", ["silence", "drop"])
-async def test_closing_into_a_black_hole_waits_for_nothing(proxy: Proxy, database_url: str, how: Any) -> None:
+async def test_closing_into_a_black_hole_waits_for_nothing(proxy: Proxy, calm: Settings, how: Any) -> None:
     """Neither a connection too many, nor the pool's end: the driver's own close would wait for ever, and for 2 s each."""
-    settings = load(**BRISK | SLOW_PING, database_url=proxy.through(database_url), pool_size=2)
-    with measured(f"closing three connections amid {how}") as watch:
-        async with open_engine(settings) as engine:
+    few = calm.model_copy(update={"pool_size": 2})
+    with measured(f"closing three connections amid {how}") as watch, no_farewell():
+        async with open_engine(few) as engine:
             held = [await engine.connect() for _ in range(3)]
             assert proxy.cut(how) == 3
             for connection in held:
                 await connection.close()
-    assert watch.seconds < 1.5
+    assert watch.seconds < STUCK
 
 
 # When there is none ---------------------------------------------------------------------------------------------------
 
 
-async def test_an_exhausted_pool_gives_up_in_time_and_recovers(brisk: Settings) -> None:
-    one = brisk.model_copy(update={"pool_size": 1, "max_overflow": 0, "pool_timeout": 0.2})
+async def test_an_exhausted_pool_gives_up_in_time_and_recovers(calm: Settings) -> None:
+    one = calm.model_copy(update={"pool_size": 1, "max_overflow": 0, "pool_timeout": 0.2})
     async with open_engine(one) as engine:
         database = Database(engine, one)
         async with engine.connect() as connection:
             pid = (await connection.execute(PID)).scalar_one()
             with measured("an exhausted pool") as watch, pytest.raises(DatabaseUnavailable, match="QueuePool limit"):
                 await database.run(PID, patience=0)
-            assert 0.2 - EARLY <= watch.seconds < one.statement_timeout
+            assert 0.2 - EARLY <= watch.seconds < STUCK
         assert await pid_of(database) == pid
 
 
-async def test_a_patient_caller_outlasts_an_exhausted_pool(brisk: Settings) -> None:
-    one = brisk.model_copy(update={"pool_size": 1, "max_overflow": 0, "pool_timeout": 0.05})
+async def test_a_patient_caller_outlasts_an_exhausted_pool(calm: Settings) -> None:
+    one = calm.model_copy(update={"pool_size": 1, "max_overflow": 0, "pool_timeout": 0.05})
     async with open_engine(one) as engine:
         database = Database(engine, one)
         with ridden_out() as retries:

@@ -16,20 +16,24 @@ import pytest
 from sqlalchemy import make_url, text
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-from app.database.engine import open_engine
+from app.database.engine import bound_ping, open_engine
 from app.database.session import Database
 from app.errors import DatabaseRefused, DatabaseUnavailable
 from app.local.postgres import open_postgres
 from app.settings import Settings, load
 from tests.database.conftest import (
     BRISK,
+    CALM,
     CUTS,
     PID,
+    SILENT,
     STUCK,
     WORK,
     Traces,
+    cut_once,
     fill,
     measured,
+    pid_behind,
     pid_of,
     ridden_out,
     server_of,
@@ -41,9 +45,9 @@ from tests.database.conftest import (
 from tests.faults.connection import Cut, Moment
 from tests.faults.network import Network, open_network, why_not
 from tests.faults.proxy import Proxy
+from tests.recorded import Recorded
 
 MOMENTS: list[Moment] = ["before", "within", "after"]
-SILENT: list[Cut] = ["silence", "drop"]
 PING, STATEMENT = BRISK["ping_timeout"], BRISK["statement_timeout"]
 COMMIT = "COMMIT;"
 """As the driver says it, unlike its `BEGIN ISOLATION LEVEL READ COMMITTED;`."""
@@ -51,54 +55,81 @@ COMMIT = "COMMIT;"
 # Idle connections -----------------------------------------------------------------------------------------------------
 
 
+@pytest.fixture
+async def pinging(calm: Settings, recorded: Recorded) -> AsyncIterator[Database]:
+    """Of all deadlines only its ping's is short: what ends in less than `STUCK` was ended by that."""
+    given = calm.model_copy(update={"ping_timeout": PING})
+    async with open_engine(given, meters=recorded.telemetry.meter) as engine:
+        yield Database(engine, given)
+
+
+@pytest.fixture
+def recorded() -> Recorded:
+    """Its own."""
+    return Recorded()
+
+
 @pytest.mark.parametrize("how", CUTS)
-async def test_a_dead_idle_connection_is_replaced_unnoticed(proxied: Database, proxy: Proxy, how: Cut) -> None:
-    pid = await pid_of(proxied)
+async def test_a_dead_idle_connection_is_replaced_unnoticed(pinging: Database, proxy: Proxy, how: Cut) -> None:
+    pid = await pid_of(pinging)
     assert proxy.cut(how) == 1
     with measured(f"a dead idle connection, {how}") as watch, unnoticed():
-        assert await pid_of(proxied) != pid
-    assert watch.seconds < STATEMENT
+        assert await pid_of(pinging) != pid
+    assert watch.seconds < STUCK
     if how in SILENT:
         assert watch.seconds >= PING
 
 
 @pytest.mark.parametrize("how", ["rst", "silence"])
 async def test_five_dead_idle_connections_cost_one_ping(
-    proxied: Database, pool: AsyncEngine, proxy: Proxy, how: Cut
+    pinging: Database, proxy: Proxy, recorded: Recorded, how: Cut
 ) -> None:
-    pids = await fill(pool, 5)
+    pids = await fill(pinging.engine, 5)
     assert proxy.cut(how) == 5
     with unnoticed():
-        with measured(f"the first caller after five connections died, {how}") as first:
-            found = {await pid_of(proxied)}
+        with measured(f"the first caller after five connections died, {how}"):
+            found = {await pid_of(pinging)}
+        bound_ping(pinging.engine, STUCK)
         with measured("the next four at once") as rest:
-            found |= set(await asyncio.gather(*(pid_of(proxied) for _ in range(4))))
+            found |= set(await asyncio.gather(*(pid_of(pinging) for _ in range(4))))
     assert not found & set(pids)
-    assert first.seconds < PING * 3
-    assert rest.seconds < PING * 3
+    assert rest.seconds < STUCK
+    assert recorded.value("proctor.pool.pings_failed") == 1
 
 
 @pytest.mark.parametrize("how", ["rst", "silence"])
 async def test_five_callers_of_dead_connections_wait_side_by_side(
-    proxied: Database, pool: AsyncEngine, proxy: Proxy, how: Cut
+    pinging: Database, proxy: Proxy, how: Cut, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pids = await fill(pool, 5)
+    pings = []
+    do_ping: Any = pinging.engine.dialect.do_ping
+
+    def noted(connection: Any) -> Any:
+        pings.append("begins")
+        try:
+            return do_ping(connection)
+        finally:
+            pings.append("ends")
+
+    monkeypatch.setattr(pinging.engine.dialect, "do_ping", noted)
+    pids = await fill(pinging.engine, 5)
     proxy.cut(how)
-    with measured(f"five callers of five dead connections, {how}") as watch, unnoticed():
-        found = set(await asyncio.gather(*(pid_of(proxied) for _ in range(5))))
+    with measured(f"five callers of five dead connections, {how}"), unnoticed():
+        found = set(await asyncio.gather(*(pid_of(pinging) for _ in range(5))))
     assert not found & set(pids)
-    assert watch.seconds < PING * 4
+    if how == "silence":
+        assert pings == ["begins"] * 5 + ["ends"] * 5
 
 
-async def test_a_connection_that_the_network_forgot_is_replaced_unnoticed(proxied: Database, proxy: Proxy) -> None:
+async def test_a_connection_that_the_network_forgot_is_replaced_unnoticed(pinging: Database, proxy: Proxy) -> None:
     """The original bug: it happens to idle connections only, and says nothing."""
     proxy.idle_cut = "drop"
-    pid = await pid_of(proxied)
+    pid = await pid_of(pinging)
     proxy.idle_after = 0.1
     await until(lambda: not proxy.connections)
     proxy.idle_after = None
     with unnoticed():
-        assert await pid_of(proxied) != pid
+        assert await pid_of(pinging) != pid
 
 
 # Statements -----------------------------------------------------------------------------------------------------------
@@ -109,44 +140,39 @@ async def test_a_connection_that_the_network_forgot_is_replaced_unnoticed(proxie
 async def test_a_statement_that_is_cut_is_done_again_and_its_effect_is_there_once(
     proxied: Database, proxy: Proxy, traces: Traces, moment: Moment, how: Cut
 ) -> None:
-    point = proxy.cut_at("test.work", moment, how)
+    point = cut_once(proxied, proxy, "test.work", moment, how)
     with measured(f"a statement cut {moment} by {how}") as watch, ridden_out() as retries:
         ((work,),) = await proxied.run(WORK, {"work": 1})
-    assert work == 1
-    assert (point.happened, len(retries)) == (1, 1)
+    assert (work, point.happened) == (1, 1)
     assert await traces.effects() == [1]
-    await until_true(lambda: _is(traces, 1 if moment == "before" else 2))
-    assert watch.seconds < STATEMENT * 3
-
-
-async def _is(traces: Traces, executions: int) -> bool:
-    return await traces.executions() == executions
+    await until_true(lambda: traces.fit(1 if moment == "before" else 2, retries, how))
+    assert watch.seconds < STUCK
 
 
 @pytest.mark.parametrize("how", CUTS)
 @pytest.mark.parametrize(("moment", "executions"), [("before", 1), ("after", 2)])
 async def test_a_transaction_whose_commit_is_cut_is_done_again_and_its_effect_is_there_once(
-    proxied: Database, proxy: Proxy, traces: Traces, moment: Moment, executions: int, how: Cut
+    proxied: Database, hasty: Database, proxy: Proxy, traces: Traces, moment: Moment, executions: int, how: Cut
 ) -> None:
-    point = proxy.cut_at(COMMIT, moment, how)
+    """Silence leaves an open transaction, and its locks, until the server's own deadlines end it."""
+    database = hasty if how in SILENT else proxied
+    point = cut_once(database, proxy, COMMIT, moment, how)
     with measured(f"a COMMIT cut {moment} by {how}") as watch, ridden_out() as retries:
-        assert await transact(proxied) == 1
-    assert (point.happened, len(retries)) == (1, 1)
+        assert await transact(database) == 1
+    assert point.happened == 1
     assert await traces.effects() == [1]
-    assert await traces.executions() == executions
-    assert watch.seconds < STATEMENT * 3
+    assert await traces.fit(executions, retries, how)
+    assert watch.seconds < STUCK
 
 
-async def test_what_silence_leaves_at_work_is_stopped_by_the_server(
-    proxied: Database, proxy: Proxy, direct: Any
-) -> None:
+async def test_what_silence_leaves_at_work_is_stopped_by_the_server(hasty: Database, proxy: Proxy, direct: Any) -> None:
     """It does not learn that nobody waits any more: its own limits end the statement, and the idle transaction."""
     proxy.cut_at("pg_sleep", "within", "silence")
     with pytest.raises(DatabaseUnavailable):
-        await proxied.run(text("SELECT pg_sleep(60)"), patience=0)
+        await hasty.run(text("SELECT pg_sleep(60)"), patience=0)
     proxy.cut_at(COMMIT, "before", "silence")
     with pytest.raises(DatabaseUnavailable):
-        await proxied.transaction(lambda connection: connection.execute(PID), patience=0)
+        await hasty.transaction(lambda connection: connection.execute(PID), patience=0)
 
     async def idle() -> bool:
         query = "SELECT count(*) FROM pg_stat_activity WHERE application_name LIKE 'proctor%' AND state <> 'idle'"
@@ -156,7 +182,7 @@ async def test_what_silence_leaves_at_work_is_stopped_by_the_server(
 
 
 async def test_what_silence_leaves_between_preparing_and_executing_is_ended_by_the_server(
-    proxied: Database, proxy: Proxy, direct: Any
+    hasty: Database, proxy: Proxy, direct: Any
 ) -> None:
     """asyncpg prepares with Flush, not Sync. In between Postgres takes itself for active and waits for the client: it
     ignores `statement_timeout` while it reads, and starts none of its idle limits. Only `transaction_timeout` (since
@@ -168,9 +194,8 @@ async def test_what_silence_leaves_between_preparing_and_executing_is_ended_by_t
         await connection.execute(text("/* test.second */ SELECT 2"))
 
     with pytest.raises(DatabaseUnavailable):
-        await proxied.transaction(work, patience=0)
-    async with asyncio.timeout(STATEMENT * 2):
-        await until_true(lambda: _is_free(direct))
+        await hasty.transaction(work, patience=0)
+    await until_true(lambda: _is_free(direct))
 
 
 async def _is_free(direct: Any) -> bool:
@@ -205,21 +230,21 @@ async def test_patience_ends_with_the_reason(proxied: Database, proxy: Proxy) ->
     with measured("refused, without patience") as watch, pytest.raises(DatabaseUnavailable, match=reason):
         await proxied.run(PID, patience=0)
     assert proxy.accepted == 1
-    assert watch.seconds < STATEMENT
-    with measured("refused, patience 0.5 s") as watch, pytest.raises(DatabaseUnavailable, match=reason):
-        await proxied.run(PID, patience=0.5)
-    assert 0.5 <= watch.seconds < 5
+    assert watch.seconds < STUCK
+    with measured("refused, patience 1 s") as watch, pytest.raises(DatabaseUnavailable, match=reason):
+        await proxied.run(PID, patience=1)
+    assert 1 <= watch.seconds < STUCK
     assert proxy.accepted > 2
 
 
-async def test_a_connection_that_nobody_answers_is_given_up_in_time(brisk: Settings, proxy: Proxy) -> None:
-    hasty = brisk.model_copy(update={"connect_timeout": 0.3})
-    async with open_engine(hasty) as engine:
-        database = Database(engine, hasty)
+async def test_a_connection_that_nobody_answers_is_given_up_in_time(calm: Settings, proxy: Proxy) -> None:
+    brief = calm.model_copy(update={"connect_timeout": 0.3})
+    async with open_engine(brief) as engine:
+        database = Database(engine, brief)
         proxy.unanswered = True
         with measured("unanswered") as watch, pytest.raises(DatabaseUnavailable, match="TimeoutError"):
             await database.run(PID, patience=0)
-        assert 0.3 <= watch.seconds < 1.5
+        assert 0.3 <= watch.seconds < STUCK
         with ridden_out() as retries:
             call = asyncio.create_task(pid_of(database))
             await until(lambda: len(retries) > 0)
@@ -229,10 +254,11 @@ async def test_a_connection_that_nobody_answers_is_given_up_in_time(brisk: Setti
 
 async def test_latency_is_no_fault(proxied: Database, proxy: Proxy, traces: Traces) -> None:
     pid = await pid_of(proxied)
-    proxy.latency = PING / 8  # a round trip takes a quarter of what a ping may
-    with measured(f"a prepared statement, {PING / 4:.3f} s a round trip") as watch, unnoticed():
+    bound_ping(proxied.engine, 2)
+    proxy.latency = 0.03
+    with measured("a prepared statement, 0.06 s a round trip") as watch, unnoticed():
         assert await pid_of(proxied) == pid
-    assert watch.seconds >= 2 * PING / 4
+    assert watch.seconds >= 2 * 0.06
     with unnoticed():
         assert await transact(proxied) == 1
     assert (await traces.effects(), await traces.executions()) == ([1], 1)
@@ -251,7 +277,7 @@ async def test_a_server_that_became_read_only_is_left_for_good(
         await transact(proxied)
     assert len(retries) == 1
     assert "read-only" in retries[0]["reason"]
-    assert watch.seconds < STATEMENT
+    assert watch.seconds < STUCK
     with unnoticed():
         ((work,),) = await proxied.run(WORK, {"work": 2})
         assert work == 2
@@ -262,18 +288,19 @@ async def test_a_server_that_became_read_only_is_left_for_good(
 
 @pytest.mark.parametrize("how", ["rst", "silence"])
 async def test_a_failover_is_ridden_out_by_everybody_and_each_effect_is_there_once(
-    proxied: Database, proxy: Proxy, traces: Traces, how: Cut
+    proxied: Database, hasty: Database, proxy: Proxy, traces: Traces, how: Cut
 ) -> None:
     """Thirty callers, each with one thing to do after another, amid a failover that refuses everybody for long enough."""
+    database = hasty if how in SILENT else proxied
     callers, turns = 30, 3
 
     async def caller(number: int) -> None:
         for turn in range(turns):
             work = number * turns + turn
             if turn % 2:
-                await proxied.run(WORK, {"work": work})
+                await database.run(WORK, {"work": work})
             else:
-                await transact(proxied, work)
+                await transact(database, work)
 
     with measured(f"thirty callers and a failover, {how}"), ridden_out():
         calls = [asyncio.create_task(caller(number)) for number in range(callers)]
@@ -319,20 +346,23 @@ class Server:
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGQUIT, signal.SIGINT], ids=lambda how: how.name)
 async def test_a_restart_of_the_server_is_ridden_out(own_server: Server, proxy: Proxy, how: signal.Signals) -> None:
     await _execute(own_server.url, "CREATE TABLE executions (work int); CREATE TABLE effects (work int PRIMARY KEY)")
-    settings = load(**BRISK, database_url=proxy.through(own_server.url))
+    holder = await asyncpg.connect(own_server.url)
+    await holder.execute("SELECT pg_advisory_lock(7)")
+    settings = load(**CALM, database_url=proxy.through(own_server.url))
     async with open_engine(settings) as engine:
         database = Database(engine, settings)
         await fill(engine, 3)
         assert await transact(database, 0) == 0
         calls = [asyncio.create_task(transact(database, work)) for work in range(1, 6)]
-        sleeper = asyncio.create_task(database.run(text("SELECT pg_sleep(0.3)")))
-        await until(lambda: any("pg_sleep" in sql for sql in proxy.executed))
+        waiting = asyncio.create_task(database.run(text("SELECT pg_advisory_xact_lock(7)")))
+        await until(lambda: any("pg_advisory" in sql for sql in proxy.executed))
         with ridden_out(), measured(f"a restart after {how.name}"):
             own_server.end(how)
+            holder.terminate()
             await until(lambda: not proxy.connections)
             own_server.start()
             assert await asyncio.gather(*calls) == [1, 2, 3, 4, 5]
-            await sleeper
+            await waiting
         with unnoticed():
             assert await transact(database, 6) == 6
         ((effects,),) = await database.run(text("SELECT array_agg(work ORDER BY work) FROM effects"))
@@ -354,9 +384,11 @@ async def test_sessions_that_an_administrator_ends_are_replaced(
     await until(lambda: not proxy.connections)
     with unnoticed():
         assert await pid_of(proxied) not in idle
+    await direct.execute("SELECT pg_advisory_lock(7)")
     with ridden_out():
-        call = asyncio.create_task(proxied.run(text("/* test.sleep */ SELECT pg_sleep(0.3) AS slept, 7 AS seven")))
-        await until_true(lambda: _ended(direct, "test.sleep"))
+        call = asyncio.create_task(proxied.run(text("/* test.wait */ SELECT 7 AS seven FROM pg_advisory_xact_lock(7)")))
+        await until_true(lambda: _ended(direct, "test.wait"))
+        await direct.execute("SELECT pg_advisory_unlock(7)")
         (row,) = await call
         assert row.seven == 7
 
@@ -406,7 +438,7 @@ async def test_too_many_connections_are_waited_for(postgres: str, database_url: 
     role = f"few_{uuid4().hex}"
     await direct.execute(f"CREATE ROLE {role} LOGIN PASSWORD 'p' CONNECTION LIMIT 1")
     url = make_url(database_url).set(username=role, password="p").render_as_string(hide_password=False)
-    settings = load(**BRISK, database_url=url)
+    settings = load(**CALM, database_url=url)
     try:
         async with open_engine(settings) as engine:
             with ridden_out() as retries:
@@ -425,14 +457,14 @@ async def _nobody(direct: Any, role: str) -> bool:
     return bool(await direct.fetchval("SELECT count(*) FROM pg_stat_activity WHERE usename = $1", role) == 0)
 
 
-async def test_a_wrong_password_is_told_at_once(brisk: Settings, proxy: Proxy) -> None:
-    assert brisk.database_url
-    url = make_url(brisk.database_url.get_secret_value()).set(password="wrong").render_as_string(hide_password=False)
-    wrong = load(**BRISK, database_url=url)
+async def test_a_wrong_password_is_told_at_once(calm: Settings, proxy: Proxy) -> None:
+    assert calm.database_url
+    url = make_url(calm.database_url.get_secret_value()).set(password="wrong").render_as_string(hide_password=False)
+    wrong = load(**CALM, database_url=url)
     async with open_engine(wrong) as engine:
         with unnoticed(), pytest.raises(DatabaseRefused, match="The password is wrong"):
             await Database(engine, wrong).run(PID)
-    assert proxy.accepted <= 2  # the driver itself tries once more without TLS
+    assert proxy.accepted == 1
 
 
 @pytest.mark.parametrize(
@@ -464,25 +496,21 @@ async def network(database_url: str) -> AsyncIterator[Network]:
         yield network
 
 
-async def _raw(engine: AsyncEngine) -> Any:
-    """The driver's connection, back in the pool."""
-    async with engine.connect() as connection:
-        return (await connection.get_raw_connection()).driver_connection
-
-
 @KERNEL
 async def test_an_idle_connection_whose_packets_are_lost_is_given_up_within_a_ping(
     network: Network, database_url: str
 ) -> None:
-    settings = load(**BRISK, database_url=network.through(database_url))
+    settings = load(**CALM | {"ping_timeout": PING}, database_url=network.through(database_url))
     async with open_engine(settings) as engine:
-        database, raw = Database(engine, settings), await _raw(engine)
-        pid = await pid_of(database)
+        database = Database(engine, settings)
+        async with engine.connect() as connection:
+            raw: Any = (await connection.get_raw_connection()).driver_connection
+        pid = pid_behind(raw)
         await network.drop()
         with measured("an idle connection in a kernel's black hole") as watch:
             call = asyncio.create_task(pid_of(database))
             await until(raw.is_closed)
-        assert PING <= watch.seconds < STATEMENT
+        assert watch.seconds >= PING
         await network.restore()
         assert await call != pid
 
@@ -492,7 +520,8 @@ async def test_a_statement_whose_request_is_lost_is_given_up_with_its_packets(
     network: Network, database_url: str, traces: Traces
 ) -> None:
     """TCP_USER_TIMEOUT: what nobody acknowledges for `socket_timeout` is over, before the statement's own time is."""
-    settings = load(**BRISK | {"statement_timeout": STUCK}, database_url=network.through(database_url))
+    given = CALM | {"socket_timeout": BRISK["socket_timeout"]}
+    settings = load(**given, database_url=network.through(database_url))
     async with open_engine(settings) as engine, engine.connect() as connection:
         raw = (await connection.get_raw_connection()).driver_connection
         assert raw is not None
@@ -500,7 +529,7 @@ async def test_a_statement_whose_request_is_lost_is_given_up_with_its_packets(
         with measured("a request in a kernel's black hole") as watch, pytest.raises(Exception) as told:
             await connection.execute(WORK, {"work": 1})
         print(repr(told.value))
-    assert BRISK["socket_timeout"] <= watch.seconds < 5
+    assert BRISK["socket_timeout"] <= watch.seconds < STUCK
     assert await traces.effects() == []
 
 
@@ -509,12 +538,12 @@ async def test_a_statement_whose_reply_is_lost_is_given_up_in_its_time(
     network: Network, database_url: str, direct: Any, traces: Traces
 ) -> None:
     """The request was acknowledged, and so no socket's time is up."""
-    settings = load(**BRISK, database_url=network.through(database_url))
+    settings = load(**CALM, database_url=network.through(database_url))
     async with open_engine(settings) as engine:
         database = Database(engine, settings)
-        await database.run(
-            WORK, {"work": 0}
-        )  # prepares it, or it would wait for the table's lock before it is executed
+        # prepares it, or it would wait for the table's lock before it is executed
+        await database.run(WORK, {"work": 0})
+        database._deadline = STATEMENT
         with ridden_out() as retries, measured("a reply in a kernel's black hole") as watch:
             async with direct.transaction():
                 await direct.execute("LOCK TABLE effects IN EXCLUSIVE MODE")
@@ -522,11 +551,13 @@ async def test_a_statement_whose_reply_is_lost_is_given_up_in_its_time(
                 await until_true(lambda: _waits(direct))
                 await network.drop()
             await until(lambda: len(retries) > 0)
+            database._deadline = STUCK  # the next try's, which has no connection yet
             await network.restore()
             ((work,),) = await call
         assert work == 1
-        assert STATEMENT * 0.8 <= watch.seconds < STATEMENT * 8
-    assert (await traces.effects(), await traces.executions()) == ([0, 1], 2)
+        assert watch.seconds >= STATEMENT
+    assert await traces.effects() == [0, 1]
+    assert 2 <= await traces.executions() <= 1 + len(retries)
 
 
 async def _waits(direct: Any) -> bool:

@@ -1,7 +1,6 @@
 """Sessions are brief, bounded, and never held while anything slow happens."""
 
 import asyncio
-from collections.abc import MutableMapping
 from typing import Any
 
 import pytest
@@ -82,21 +81,35 @@ async def test_a_task_that_a_session_started_may_go_on_once_it_has_returned(data
 async def test_a_session_that_lasts_is_logged_with_what_it_waits_for(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(session, "LONG", 0.05)
+    """Its time is up when it waits for what is to be shown, on however slow a machine."""
+    timers: list[tuple[float, Any, asyncio.TimerHandle]] = []
     told = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    call_later = loop.call_later
+
+    def noted(delay: float, callback: Any, *given: Any, **named: Any) -> asyncio.TimerHandle:
+        hold = getattr(callback, "__self__", None)
+        if not isinstance(hold, session._Hold) or not hold.by.startswith(__name__):
+            return call_later(delay, callback, *given, **named)
+        timers.append((delay, callback, call_later(3600, callback)))
+        return timers[-1][2]
 
     async def dawdle(connection: AsyncConnection) -> None:
-        await connection.execute(SELECT)
+        await connection.execute(text("SELECT pg_sleep(0.05)"))
+        ((_, tell, _),) = timers
+        loop.call_soon(tell)
+        loop.call_soon(told.set)
         await told.wait()
 
-    def hear(_: Any, __: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
-        told.set()
-        return event
+    async def hurry(connection: AsyncConnection) -> None:
+        await connection.execute(SELECT)
 
-    with capture_logs(processors=[hear]) as logs:
+    monkeypatch.setattr(loop, "call_later", noted)
+    with capture_logs() as logs:
         await database.transaction(dawdle)
-        await database.run(SELECT)
-    (entry,) = logs
+        await database.transaction(hurry)
+    assert [(delay, timer.cancelled()) for delay, _, timer in timers] == [(session.LONG, True)] * 2
+    (entry,) = (entry for entry in logs if entry.get("by", "").startswith(__name__))
     assert entry["event"] == "a database session is held for long"
     assert "dawdle (test_session.py:" in entry["by"]
     assert "await told.wait()" in entry["stack"]
@@ -110,8 +123,7 @@ async def test_a_statement_that_lasts_is_logged_by_its_name(
     monkeypatch.setattr(session, "LONG", 0.05)
     with capture_logs() as logs:
         await database.run(text("/* slow.one */ SELECT pg_sleep(0.3)"))
-    (entry,) = logs
-    assert entry["by"] == "slow.one"
+    (entry,) = (entry for entry in logs if entry.get("by") == "slow.one")
     assert "asyncpg" in entry["stack"]
 
 
@@ -127,8 +139,8 @@ async def test_how_long_sessions_wait_and_are_held_are_histograms(engine: AsyncE
     (point,) = recorded.points("proctor.pool.hold")
     assert isinstance(point, HistogramDataPoint)
     assert (point.count, tuple(point.explicit_bounds)) == (4, SECONDS)
-    assert sum(point.bucket_counts[: point.explicit_bounds.index(0.2) + 1]) == 3
-    assert point.max >= 0.3
+    assert sum(point.bucket_counts) == 4
+    assert point.min < 0.3 <= point.max
 
 
 @pytest.fixture
@@ -136,7 +148,9 @@ def hasty(engine: AsyncEngine, settings: Settings) -> Database:
     return Database(engine, settings.model_copy(update={"statement_timeout": 0.3, "database_patience": 0}))
 
 
-async def test_a_transaction_as_a_whole_has_a_deadline(hasty: Database, engine: AsyncEngine) -> None:
+async def test_a_transaction_as_a_whole_has_a_deadline(
+    hasty: Database, database: Database, engine: AsyncEngine
+) -> None:
     """Each of its statements is quick enough."""
     pids = []
 
@@ -148,18 +162,18 @@ async def test_a_transaction_as_a_whole_has_a_deadline(hasty: Database, engine: 
     with pytest.raises(DatabaseUnavailable, match="TimeoutError"):
         await hasty.transaction(long)
     assert engine.pool.checkedout() == 0  # type: ignore[attr-defined]
-    (row,) = await hasty.run(text("SELECT pg_backend_pid() AS pid"))
+    (row,) = await database.run(text("SELECT pg_backend_pid() AS pid"))
     assert row.pid not in pids
 
 
 async def test_a_cancelled_caller_leaves_no_connection_behind(database_url: str) -> None:
     """Neither in use nor, being still at work, in the pool; whatever moment it was cancelled at."""
     # the driver does not retrieve an error of its own when it is cancelled while it asks for TLS
-    settings = load(database_url=f"{database_url}?sslmode=disable", statement_timeout=1)
+    settings = load(database_url=f"{database_url}?sslmode=disable")
     async with open_engine(settings) as engine:
         database, cancelled = Database(engine, settings), 0
         for turns in range(60):
-            call = asyncio.create_task(database.run(text("SELECT pg_sleep(0.5)")))
+            call = asyncio.create_task(database.run(text("SELECT pg_sleep(20)")))
             for _ in range(turns):
                 await asyncio.sleep(0)
             cancelled += call.cancel()

@@ -67,10 +67,13 @@ class Proxy:
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        tasks = {self._accepting, *self._serving}
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        self._accepting.cancel()
+        if (
+            self._tls
+        ):  # a handshake waits for its client; all else is done in a moment, and uvloop loses what is cancelled
+            for task in self._serving:
+                task.cancel()
+        await asyncio.gather(self._accepting, *self._serving, return_exceptions=True)
         self._listener.close()
         for side in list(self.sides):
             side.abort()
@@ -82,11 +85,13 @@ class Proxy:
             self._release(sock)
 
     def through(self, database_url: str) -> str:
-        """The same URL by way of this proxy."""
+        """The same URL by way of this proxy. Nobody asks for TLS first: asyncpg never retrieves an error of its own if it is
+        cancelled while it does."""
         parts = urlsplit(database_url)
         user, at, _ = parts.netloc.rpartition("@")
         host, port = self.address
-        return parts._replace(netloc=f"{user}{at}{host}:{port}").geturl()
+        query = "&".join(filter(None, (parts.query, "sslmode=disable")))
+        return parts._replace(netloc=f"{user}{at}{host}:{port}", query=query).geturl()
 
     @property
     def idle_after(self) -> float | None:

@@ -5,6 +5,7 @@ import errno
 import os
 import signal
 import socket
+import stat
 import sys
 import time
 from collections.abc import AsyncIterator, Callable
@@ -111,6 +112,8 @@ def far_end(sock: Any) -> socket.socket:
     """The other end of a client's connection: this process holds it too."""
     for fd in map(int, os.listdir("/proc/self/fd")):
         with suppress(OSError):
+            if not stat.S_ISSOCK(os.fstat(fd).st_mode):
+                continue
             found = socket.socket(fileno=os.dup(fd))
             with suppress(OSError):
                 if found.getpeername() == sock.getsockname():
