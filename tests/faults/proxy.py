@@ -68,11 +68,8 @@ class Proxy:
 
     async def __aexit__(self, *_: object) -> None:
         self._accepting.cancel()
-        if (
-            self._tls
-        ):  # a handshake waits for its client; all else is done in a moment, and uvloop loses what is cancelled
-            for task in self._serving:
-                task.cancel()
+        for task in self._serving if self._tls else ():
+            task.cancel()  # a handshake waits for its client; all else is done in a moment, and uvloop loses what is cancelled
         await asyncio.gather(self._accepting, *self._serving, return_exceptions=True)
         self._listener.close()
         for side in list(self.sides):
