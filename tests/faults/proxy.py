@@ -69,7 +69,7 @@ class Proxy:
     async def __aexit__(self, *_: object) -> None:
         self._accepting.cancel()
         for task in self._serving if self._tls else ():
-            task.cancel()  # a handshake waits for its client; all else is done in a moment, and uvloop loses what is cancelled
+            task.cancel()  # a handshake waits for its client; all else ends in a moment, and uvloop loses what is cancelled
         await asyncio.gather(self._accepting, *self._serving, return_exceptions=True)
         self._listener.close()
         for side in list(self.sides):
