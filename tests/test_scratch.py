@@ -1,10 +1,13 @@
 """Attempts' folders go with their attempts, and those of killed workers with the next worker."""
 
+import fcntl
 import os
 import signal
 import subprocess
 import sys
 from pathlib import Path
+
+import pytest
 
 from app.scratch import Scratch
 
@@ -42,3 +45,19 @@ async def test_a_killed_worker_s_folders_go_with_the_next_and_a_living_one_s_sta
         async with Scratch(tmp_path):
             assert used.is_dir()
             assert len(list(tmp_path.iterdir())) == 2, "its own, and the living one's"
+
+
+async def test_a_folder_that_is_taken_for_a_dead_worker_s_before_it_is_locked_is_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By another worker that begins in the same moment."""
+    flock, others = fcntl.flock, [Scratch(tmp_path)]
+
+    def late(file: int, how: int) -> None:
+        if others:
+            others.pop()._remove_the_dead()
+        flock(file, how)
+
+    monkeypatch.setattr("app.scratch.fcntl.flock", late)
+    async with Scratch(tmp_path), Scratch(tmp_path):
+        assert len(list(tmp_path.glob("worker-*/lock"))) == 2, "the second one has left the first one's folder alone"
