@@ -5,12 +5,10 @@ one statement for the whole worker, and the end is settled in one statement that
 """
 
 import asyncio
-import math
 import time
-from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 from uuid import UUID, uuid4
 
 import structlog
@@ -46,7 +44,6 @@ DRAIN_PAUSE, DRAIN_GRACE = 2.0, 2.5
 """Seconds for a child to finish its turn, and then to end. Ours: of the 10 s that Cloud Run gives; the rest is for shipping
 and settling."""
 
-T = TypeVar("T")
 _Why = Stopped | Literal["lost"]
 log = structlog.get_logger(__name__)
 
@@ -184,7 +181,7 @@ class Executor:
         """None: the lease was lost, and with it the right to say anything."""
         async with self.scratch.folder(claim.execution_id, claim.attempt) as directory:
             with span("prepare"):
-                ready = await _while_held(lease, lambda: self._ready(claim, directory, heard))
+                ready = await lease.unless_ended(lambda: self._ready(claim, directory, heard))
             if ready is None:
                 reason = lease.ended.result()
                 return None if reason == "lost" else stopped(reason, heard, time.monotonic() - push.began)
@@ -331,25 +328,9 @@ class Executor:
             await enqueue_due(self.ledger, self.queue)
 
 
-async def _while_held(lease: Lease, work: Callable[[], Coroutine[Any, Any, T]]) -> T | None:
-    """What the work comes to, or None: the lease ended before, and the work was given up. It may take long (an object
-    store, a cold forkserver), and a worker that is to end has only seconds to give back what it holds."""
-    if lease.ended.done():
-        return None
-    working = asyncio.create_task(work())
-    try:
-        await _any({working, lease.ended}, math.inf)
-    finally:
-        gave_up = working.cancel()  # False: it is done
-        await asyncio.wait({working})
-        came_to_nothing = working.cancelled() or working.exception() is not None
-    return None if gave_up and came_to_nothing else working.result()
-
-
 async def _any(futures: set["asyncio.Future[Any]"], seconds: float) -> bool:
     """Whether one of them is done within the time."""
-    timeout = None if seconds == math.inf else max(seconds, 0)
-    done, _ = await asyncio.wait(futures, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
+    done, _ = await asyncio.wait(futures, timeout=max(seconds, 0), return_when=asyncio.FIRST_COMPLETED)
     return bool(done)
 
 

@@ -7,10 +7,10 @@ every 2 s and does not end the work at once, because during a failover nobody el
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
 from contextvars import Context
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import structlog
 
@@ -22,6 +22,7 @@ from app.tracing import about
 RETRY_EVERY = 2.0
 """Seconds between two tries of a renewal that failed. DESIGN's number, ours."""
 
+T = TypeVar("T")
 Reason = Literal["lost", "cancel", "unreachable", "drain"]
 log = structlog.get_logger(__name__)
 
@@ -47,6 +48,21 @@ class Lease:
         if not self.ended.done():
             log.warning("attempt must stop", **about(self.execution_id, self.attempt), reason=reason)
             self.ended.set_result(reason)
+
+    async def unless_ended(self, work: Callable[[], Coroutine[Any, Any, T]]) -> T | None:
+        """What the work comes to, or None: the lease ended before, and the work was given up. For what may take long (an
+        object store, a cold forkserver): a worker that is to end has only seconds to give back what it holds."""
+        if self.ended.done():
+            return None
+        working = asyncio.create_task(work())
+        try:
+            either: set[asyncio.Future[Any]] = {working, self.ended}
+            await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            gave_up = working.cancel()  # False: it is done
+            await asyncio.wait({working})
+            came_to_nothing = working.cancelled() or working.exception() is not None
+        return None if gave_up and came_to_nothing else working.result()
 
     def learn(self, renewal: Renewal) -> None:
         self._renewed = time.monotonic()

@@ -115,10 +115,9 @@ class Saved:
         """URLs of the checkpoints. Of the two lists the first must be gone before the second is touched: it says which
         checkpoints are whole, and none may be resumed from when it is half gone."""
         folder = self._artifacts.url(*of)
-        found = [match for name in await self._artifacts.names(folder) if (match := _LEFT_BY.match(name))]
         marks, rest = list[str](), list[str]()
-        for match in found:
-            if int(match["attempt"]) <= through:
+        for name in await self._artifacts.names(folder):
+            if (match := _LEFT_BY.match(name)) and int(match["attempt"]) <= through:
                 (marks if match["of"] == COMMITTED else rest).append(f"{folder}/{match[0]}")
         return marks, rest
 

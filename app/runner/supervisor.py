@@ -244,9 +244,10 @@ class Supervisor:
                 self._figures.memory(child.peak_bytes, job.kind)
 
     async def warm(self) -> None:
-        """Returns when children start as fast as they can, or could not within `_WARM_UP`."""
-        with anyio.move_on_after(_WARM_UP):
-            await (await self._living_forkserver()).warm.wait()
+        """Returns when children start as fast as they can, or could not within `_WARM_UP` of their forkserver's start."""
+        forkserver = await self._living_forkserver()
+        with anyio.CancelScope(deadline=forkserver.warm_by):
+            await forkserver.warm.wait()
 
     async def _living_forkserver(self) -> "_Forkserver":
         async with self._starting:
@@ -261,6 +262,7 @@ class _Forkserver:
     def __init__(self, process: Process, control: socket.socket) -> None:
         self.dead = False
         self.warm = anyio.Event()
+        self.warm_by = anyio.current_time() + _WARM_UP
         self._process = process
         self._control = control
         self._children: dict[int, Child] = {}
