@@ -9,6 +9,7 @@ import structlog
 
 from app.runner.launchers import choose
 from app.runner.messages import Containment
+from app.scratch import make_private
 from app.settings import Settings
 
 PROBE_AGAIN = 60
@@ -36,7 +37,7 @@ class Contained:
         self._probed = 0.0
 
     async def __aenter__(self) -> Self:
-        await asyncio.to_thread(self._settings.scratch.mkdir, parents=True, exist_ok=True)
+        await asyncio.to_thread(make_private, self._settings.scratch)
         self._begin()
         return self
 

@@ -8,12 +8,66 @@ import asyncio
 import fcntl
 import os
 import shutil
+import stat
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from uuid import uuid4
 
+from app.errors import SettingsError
+
 _LOCK = "lock"
+
+
+def make_private(folder: Path) -> None:
+    """Makes the scratch folder, or takes the one that is there, for this user alone: attempts' logs and files lie in it.
+
+    Raises `SettingsError` for a folder that somebody else could have made, or that others use too.
+    """
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with suppress(FileExistsError):
+            folder.mkdir(mode=0o700)
+        opened = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except OSError as error:
+        raise _refusal(folder, _why_not(folder, error)) from error
+    try:
+        _keep_others_out(folder, opened)
+    finally:
+        os.close(opened)
+
+
+def _why_not(folder: Path, error: OSError) -> str:
+    with suppress(OSError):
+        status = folder.lstat()
+        if stat.S_ISLNK(status.st_mode):
+            return "it is a symbolic link"
+        if status.st_uid != os.geteuid():
+            return f"it belongs to another user (uid {status.st_uid})"
+    return error.strerror or str(error)
+
+
+def _keep_others_out(folder: Path, opened: int) -> None:
+    status = os.fstat(opened)
+    if status.st_uid != os.geteuid():
+        raise _refusal(folder, f"it belongs to another user (uid {status.st_uid})")
+    if not status.st_mode & 0o077:
+        return
+    # a system's folder that was named by mistake must not be closed to everybody else
+    foreign = next((name for name in sorted(os.listdir(opened)) if not name.startswith(_OURS)), None)
+    if status.st_mode & stat.S_ISVTX or foreign:
+        raise _refusal(folder, f"it is open to others and holds {foreign or 'what they put there'}")
+    os.fchmod(opened, 0o700)
+
+
+def _refusal(folder: Path, reason: str) -> SettingsError:
+    return SettingsError(
+        f"PROCTOR_SCRATCH: {folder} cannot be used: {reason}. Remove it, or name a folder that is for this service alone."
+    )
+
+
+_OURS = ("worker-", "proctor-")
+"""What the names of our own folders in it begin with."""
 
 
 class Scratch:
@@ -24,6 +78,7 @@ class Scratch:
         self._own = self._root / f"worker-{uuid4().hex[:12]}"
 
     async def __aenter__(self) -> "Scratch":
+        await asyncio.to_thread(make_private, self._root)
         await asyncio.to_thread(self._remove_the_dead)
         self._lock = self._lock_own()
         return self

@@ -218,8 +218,8 @@ class Settings(BaseSettings):
     )
     scratch: Path = Field(
         default_factory=lambda: Path(tempfile.gettempdir(), f"proctor-{os.getuid()}"),
-        description="Local folder for attempts at work. On Cloud Run it is memory. The sandbox's user must be able to"
-        " enter it. Default: in the system's temporary folder.",
+        description="Local folder for attempts at work, this user's alone (0700). On Cloud Run it is memory. Default:"
+        " in the system's temporary folder.",
     )
     max_samples: int = Field(default=100_000, ge=1, description="Samples × epochs of one evaluation, at most. Ours.")
     max_samples_inline: int = Field(

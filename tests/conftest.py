@@ -95,7 +95,7 @@ async def stack(postgres: str, recorded: Recorded, tmp_path_factory: pytest.Temp
     by what they submit."""
     data = tmp_path_factory.mktemp("stack")
     quick: dict[str, Any] = {"min_backoff": 0.1, "renew_interval": 0.5, "log_level": "warning", "log_format": "json"}
-    quick["telemetry"] = recorded.telemetry
+    quick |= {"telemetry": recorded.telemetry, "scratch": data / "scratch"}
     async with own_database(postgres) as url, open_stack(data, database_url=url, **quick) as stack:
         yield stack
 

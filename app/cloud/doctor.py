@@ -23,9 +23,10 @@ from app.cloud.queue_settings import QueueState, Unseen, look_at
 from app.database import preflight
 from app.database.engine import open_engine
 from app.database.session import Database
-from app.errors import DatabaseUnavailable
+from app.errors import DatabaseUnavailable, SettingsError
 from app.runner.launchers import choose
 from app.runner.messages import Containment
+from app.scratch import make_private
 from app.settings import Settings
 
 CLOCK = 5
@@ -215,8 +216,12 @@ def _mend_artifacts(settings: Settings) -> str:
 
 async def check_sandbox(settings: Settings) -> list[Finding]:
     """By the probe that a worker makes. In a Cloud Run job there is no launcher of the platform's: only bubblewrap counts."""
-    hidden = (str(settings.scratch),)
-    found = await choose(settings.sandbox_launchers, Containment(limits=settings.sandbox_limits, hidden=hidden))
+    try:
+        await asyncio.to_thread(make_private, settings.scratch)
+    except SettingsError as error:
+        return [Finding("sandbox", False, str(error), "set PROCTOR_SCRATCH to a folder that is for this service alone")]
+    wanted = Containment(limits=settings.sandbox_limits, hidden=(str(settings.scratch),))
+    found = await choose(settings.sandbox_launchers, wanted, within=settings.scratch)
     if found.launcher is not None:
         return [Finding("sandbox", True, f"{found.launcher} has passed its probe")]
     mend = "deploy service.yaml (`sandboxLauncher: true`), or give the container bubblewrap and user namespaces"

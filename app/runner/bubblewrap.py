@@ -4,12 +4,14 @@ Each call is a bubblewrap of its own: new pid, user, mount, network, ipc, uts an
 environment. When its first process ends, everything else in its pid namespace has been killed and is gone.
 
 The sample's files lie in file systems in memory of bounded size, which one process per sample, the *holder*, has mounted in
-a mount namespace of its own; calls enter that before they start. The holder reads its standard input: it ends with the
+a mount namespace of its own; calls enter that before they start. They are mounted where nothing of the service lies, so the
+sandbox's user outside needs no way through the service's folders. The holder reads its standard input: it ends with the
 process that started it, however that ends, and the files with it.
 """
 
 import asyncio
 import importlib
+import shlex
 import shutil
 from collections.abc import Mapping
 from contextlib import suppress
@@ -29,7 +31,6 @@ from app.runner.place import (
     become,
     enter,
     file_sizes,
-    make_own,
     variables,
 )
 from app.runner.reachable import where_reachable
@@ -45,16 +46,20 @@ ADVICE = (
 _START = 30.0  # seconds for the holder: mounting takes milliseconds
 _READY = b"ready\n"
 
-# $1: where to mount; then a name and its bytes, in pairs. A file takes at least a page, so there need be no more inodes
-# than pages: without a limit of their own, empty files would fill the memory of a file system that is never full.
-_HOLD = """
-disk=$1; shift
+_FILES = "/sys"
+"""Where the holder mounts: every Linux has the folder, no Python or package lies there, and calls need nothing of it."""
+
+# A name and its bytes, in pairs. A file takes at least a page, so there need be no more inodes than pages: without a limit of
+# their own, empty files would fill the memory of a file system that is never full.
+_HOLD = f"""
+mount -t tmpfs -o size=1M,nr_inodes=64,mode=0755,nosuid,nodev files {_FILES} && cd {_FILES} && mkdir etc || exit 1
+{"".join(f"printf %s {shlex.quote(content)} > etc/{name} || exit 1{chr(10)}" for name, content in ETC.items())}
 while [ $# -gt 0 ]; do
-  mkdir -p "$disk/$1" || exit 1
-  mount -t tmpfs -o "size=$2,nr_inodes=$(($2 / 4096 + 16)),mode=0700,nosuid,nodev" "$1" "$disk/$1" || exit 1
+  mkdir "$1" || exit 1
+  mount -t tmpfs -o "size=$2,nr_inodes=$(($2 / 4096 + 16)),mode=0700,nosuid,nodev" "$1" "{_FILES}/$1" || exit 1
   shift 2
 done
-mkdir "$disk/tmp/tmp" "$disk/tmp/var" "$disk/tmp/shm" && echo ready && read -r _
+mkdir tmp/tmp tmp/var tmp/shm && echo ready && read -r _
 """
 
 
@@ -64,7 +69,6 @@ class Bubblewrap:
     def __init__(self, directory: Path, limits: SandboxLimits, cgroup: Cgroup | None) -> None:
         self.directory = directory
         self.calls = directory / "calls"
-        self._disk = directory / "disk"
         self._cgroup = cgroup
         memory = None if cgroup else limits.memory
         self.watchdog = Watchdog(self.calls, memory, None if cgroup else limits.processes)
@@ -75,7 +79,6 @@ class Bubblewrap:
         """Takes the sample's folder over. Raises `NoLauncher`."""
         place = cls(directory, limits, await anyio.to_thread.run_sync(Cgroup.make, limits))
         try:
-            make_own(place._disk)
             await place._hold(limits)
         except BaseException:
             with anyio.CancelScope(shield=True):
@@ -88,7 +91,7 @@ class Bubblewrap:
         command = [
             *enter(self._cgroup.doors if self._cgroup else []),
             *(*become(), "/usr/bin/unshare", "--user", "--map-root-user", "--mount"),
-            *("/bin/sh", "-c", _HOLD, "hold", str(self._disk), *pairs),
+            *("/bin/sh", "-c", _HOLD, "hold", *pairs),
         ]
         try:
             self._holder = await anyio.open_process(command, start_new_session=True)
@@ -119,16 +122,12 @@ class Bubblewrap:
             "--as-pid-1",  # or a process of bubblewrap's own would be the first, and outlive the one that we wait for
             *("--uid", str(UIDS[user]), "--gid", str(UIDS[user]), "--hostname", "sandbox"),
             *("--proc", "/proc", "--dev", "/dev"),
-            *(
-                part
-                for name in TEMPORARY_FILES
-                for part in ("--bind", str(self._disk / "tmp" / name), TEMPORARY_FILES[name])
-            ),
+            *(part for name, path in TEMPORARY_FILES.items() for part in ("--bind", f"{_FILES}/tmp/{name}", path)),
             *("--remount-ro", "/dev"),
             *system_mounts(),  # behind /tmp and /var/tmp, where somebody may have a Python
-            *(part for name in ETC for part in ("--ro-bind", str(self.directory / "etc" / name), f"/etc/{name}")),
-            *("--bind", str(self._disk / "workspace"), WORKSPACE),
-            *(("--bind", str(self._disk / "root"), "/root") if user == ROOT else ()),
+            *(part for name in ETC for part in ("--ro-bind", f"{_FILES}/etc/{name}", f"/etc/{name}")),
+            *("--bind", f"{_FILES}/workspace", WORKSPACE),
+            *(("--bind", f"{_FILES}/root", "/root") if user == ROOT else ()),
             *("--remount-ro", "/", "--chdir", "/", "--clearenv"),
             *(part for pair in variables(user, env).items() for part in ("--setenv", *pair)),
         ]

@@ -46,6 +46,12 @@ class CloudRun:
         for folder in (*place._disks, *temporary, place._nothing):
             folder.mkdir()
             folder.chmod(0o777)  # whoever the platform makes of the command; nobody else can see it
+        directory.chmod(0o711)
+        (directory / "etc").mkdir()
+        for name, content in ETC.items():
+            (directory / "etc" / name).write_text(content)
+            (directory / "etc" / name).chmod(0o644)
+        (directory / "etc").chmod(0o755)
         return place
 
     def command(self, user: str, env: Mapping[str, str], call: Path) -> list[str]:

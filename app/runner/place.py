@@ -1,6 +1,5 @@
 """A sample's place on the machine, and what each launcher must do for it."""
 
-import os
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -68,15 +67,9 @@ class Place(Protocol):
 
 
 def make_directory(within: Path | None = None) -> Path:
-    """A folder of the sample's: `etc` to read, `calls` for us. The sandbox may pass through it."""
+    """A folder for what the service keeps of a sample's place."""
     directory = Path(tempfile.mkdtemp(prefix="proctor-sandbox-", dir=within))
-    directory.chmod(0o711)
-    (directory / "calls").mkdir(mode=0o700)
-    (directory / "etc").mkdir()
-    for name, content in ETC.items():
-        (directory / "etc" / name).write_text(content)
-        (directory / "etc" / name).chmod(0o644)
-    (directory / "etc").chmod(0o755)
+    (directory / "calls").mkdir()
     return directory
 
 
@@ -86,14 +79,6 @@ def file_sizes(limits: SandboxLimits) -> dict[str, int]:
     assert limits.workspace
     assert limits.tmp
     return {"workspace": limits.workspace, "tmp": limits.tmp, "root": limits.workspace}
-
-
-def make_own(folder: Path) -> Path:
-    """A folder that belongs to whoever the sandbox is outside."""
-    folder.mkdir(mode=0o700)
-    if is_root():
-        os.chown(folder, OUTSIDE_UID, OUTSIDE_UID)
-    return folder
 
 
 def become() -> list[str]:

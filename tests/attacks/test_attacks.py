@@ -9,6 +9,7 @@ import threading
 from collections.abc import AsyncIterator, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from shutil import rmtree
 from tempfile import mkdtemp
 from typing import Any
 from uuid import uuid4
@@ -87,6 +88,7 @@ async def targets(postgres: str) -> AsyncIterator[dict[str, Any]]:
                 "socket": str(folder / "socket"),
                 "output": LIMITS.output,
             }
+    rmtree(folder)
 
 
 def job(sandbox: str, targets: dict[str, Any], names: list[str]) -> Job:

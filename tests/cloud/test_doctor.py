@@ -47,6 +47,7 @@ async def whole(database_url: str, emulator: CloudTasksEmulator, tmp_path: Path)
         queue=f"projects/my-project/locations/us-central1/queues/{tmp_path.name.replace('_', '-')}",
         queue_endpoint=emulator.endpoint,
         artifacts=f"file://{tmp_path}/artifacts",
+        scratch=tmp_path / "scratch",
     )
     await create_queue(settings, min_backoff=5)
     return settings

@@ -1,27 +1,15 @@
 """Which sandboxes a task may use, and what the child itself may."""
 
-from collections.abc import Callable, Iterator
-from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
 
-from app.runner.messages import Containment, Failure, Job, SampleRef
+from app.runner.messages import Containment, Failure, SampleRef
 from app.spec import SandboxLimits
 from tests.runner.conftest import Attempt, MakeJob, done, ended
 
 FIRST = (SampleRef(id=1, epoch=1),)
-InReach = Callable[[Job], Job]
 NONE = Containment(launcher=None, refusal="No sandbox works on this worker: a reason.")
-
-
-@pytest.fixture
-def in_reach() -> Iterator[InReach]:
-    """Moves a job to where the sandbox's user may go."""
-    with TemporaryDirectory(prefix="proctor-test-") as folder:
-        Path(folder).chmod(0o711)
-        yield lambda job: job.model_copy(update={"directory": f"{folder}/{job.attempt}"})
 
 
 async def _failure(
@@ -55,10 +43,10 @@ async def test_one_that_is_allowed_passes_through(pattern: str, attempt: Attempt
 
 
 async def test_the_spec_s_sandbox_replaces_what_the_task_or_a_sample_declares(
-    attempt: Attempt, make_job: MakeJob, in_reach: InReach
+    attempt: Attempt, make_job: MakeJob
 ) -> None:
     for args in ({"kind": "docker"}, {"kind": "elsewhere", "by_sample": True}):
-        job = in_reach(make_job("run", "sandboxed", spec={"task_args": args, "sandbox": "proctor"}, samples=FIRST))
+        job = make_job("run", "sandboxed", spec={"task_args": args, "sandbox": "proctor"}, samples=FIRST)
         (result,) = ended(await attempt(job))
         assert result.error is None, result.error.message
 
@@ -102,10 +90,10 @@ async def test_a_child_that_wants_too_much_memory_fails_by_itself(attempt: Attem
     assert done(await attempt(make_job("run", "simple", samples=FIRST))).failure is None
 
 
-async def test_a_spec_s_limits_hold_in_its_samples(attempt: Attempt, make_job: MakeJob, in_reach: InReach) -> None:
+async def test_a_spec_s_limits_hold_in_its_samples(attempt: Attempt, make_job: MakeJob) -> None:
     spec = {"task_args": {"kind": "proctor", "command": "ulimit -u"}, "sandbox_limits": {"processes": 16}}
     held = Containment(limits=SandboxLimits(processes=200))
-    job = in_reach(make_job("run", "sandboxed", spec=spec, containment=held, samples=FIRST))
+    job = make_job("run", "sandboxed", spec=spec, containment=held, samples=FIRST)
     (result,) = ended(await attempt(job))
     assert result.error is None, result.error.message
     assert result.scores["plain"].answer == "16\n", "what `ulimit -u` says inside"

@@ -85,7 +85,6 @@ async def working(folder: Path, **variables: object) -> AsyncIterator[Worker]:
     """One worker that serves, with its artifacts in `folder` and a queue that nobody listens to, unless told otherwise."""
     kept = {k: v for k, v in os.environ.items() if not k.startswith(("PROCTOR_", "GOOGLE_"))}
     scratch = Path(mkdtemp(prefix="proctor-test-"))
-    scratch.chmod(0o711)  # the sandbox's user must be able to pass, and may not into pytest's folders
     given = {
         "queue_endpoint": "127.0.0.1:9",
         "queue_patience": 0.1,
