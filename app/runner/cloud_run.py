@@ -12,7 +12,7 @@ import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from app.runner.place import ETC, ROOT, TEMPORARY_FILES, WORKSPACE, NoLauncher, enter, file_sizes, variables
+from app.runner.place import ETC, ROOT, TEMPORARY_FILES, WORKSPACE, NoLauncher, enter, file_sizes, in_reach, variables
 from app.runner.reachable import together
 from app.runner.visible import PYTEST, covered_folders, pytest_packages
 from app.runner.watchdog import Watchdog
@@ -62,9 +62,10 @@ class CloudRun:
         return [*enter([str(call)]), self._program, "do", *mounts, *given, "--"]
 
     def _mounts(self, user: str) -> Iterator[tuple[Path | str, ...]]:
-        hidden = (folder for folder in self._hidden if folder.is_dir() and not folder.is_relative_to("/tmp"))
+        hidden = (folder for folder in self._hidden if folder.is_dir())
         for folder in (*covered_folders([Path("/")]), *hidden):
-            yield self._nothing, folder, "readonly"
+            if not in_reach(folder):  # else it is hidden by what is mounted above it
+                yield self._nothing, folder, "readonly"
         for name in ETC:
             yield self.directory / "etc" / name, f"/etc/{name}", "readonly"
         yield together(pytest_packages()), PYTEST, "readonly"

@@ -19,7 +19,16 @@ import anyio
 from app.runner.bubblewrap import ADVICE, Bubblewrap
 from app.runner.cloud_run import CloudRun
 from app.runner.messages import Containment, Launcher
-from app.runner.place import DEFAULTS, USER, Calls, NoLauncher, Place, make_directory, rlimits
+from app.runner.place import (
+    DEFAULTS,
+    USER,
+    Calls,
+    NoLauncher,
+    Place,
+    make_directory,
+    refuse_python_in_reach,
+    rlimits,
+)
 from app.runner.watchdog import Watchdog
 from app.spec import SandboxLimits
 
@@ -70,6 +79,7 @@ async def open_place(containment: Containment, within: Path | None = None) -> La
     """Raises `NoLauncher`. `within`: where on this machine; by default in the temporary folder."""
     if containment.launcher is None:
         raise NoLauncher(containment.refusal)
+    refuse_python_in_reach()
     limits = DEFAULTS.lowered(None).model_copy(update=containment.limits.model_dump(exclude_none=True))
     directory = await anyio.to_thread.run_sync(make_directory, within)
     try:

@@ -37,6 +37,9 @@ FILE_BYTES = 100 * 2**20
 TEMPORARY_FILES = {"tmp": "/tmp", "var": "/var/tmp", "shm": "/dev/shm"}
 """What lies in one bounded place of `SandboxLimits.tmp` bytes: the folder in it, and where the sandbox has it."""
 
+WRITABLE = (WORKSPACE, *TEMPORARY_FILES.values(), "/root")
+"""Where the sandbox's users may write. No mount point lies below: whoever mounts would follow the links that they made."""
+
 ETC = {
     "passwd": f"root:x:0:0::/root:/bin/sh\n{USER}:x:1000:1000::{WORKSPACE}:/bin/sh\nnobody:x:65534:65534::/:\n",
     "group": f"root:x:0:\n{USER}:x:1000:\nnogroup:x:65534:\n",
@@ -71,6 +74,20 @@ def make_directory(within: Path | None = None) -> Path:
     directory = Path(tempfile.mkdtemp(prefix="proctor-sandbox-", dir=within))
     (directory / "calls").mkdir()
     return directory
+
+
+def in_reach(path: Path) -> bool:
+    """Whether the sandbox's users could write where this lies."""
+    return any(path.is_relative_to(folder) for folder in WRITABLE)
+
+
+def refuse_python_in_reach() -> None:
+    """Raises `NoLauncher` if the Python that is to be shown lies where the sandbox has folders to write to."""
+    for folder in filter(in_reach, python_folders()):
+        raise NoLauncher(
+            f"The service's Python is {folder}, where the agent may write ({', '.join(WRITABLE)}): a sandbox cannot show it"
+            " safely. Run the service with a Python that lies elsewhere."
+        )
 
 
 def file_sizes(limits: SandboxLimits) -> dict[str, int]:

@@ -13,7 +13,7 @@ import pytest
 from app.runner import bubblewrap, launchers
 from app.runner.launchers import choose, open_place, probe
 from app.runner.messages import Containment, Launcher
-from app.runner.place import NoLauncher
+from app.runner.place import WRITABLE, NoLauncher, in_reach
 from app.runner.sandbox import ProctorSandbox, contain
 from app.spec import SandboxLimits
 from tests.faults import sandbox_do
@@ -152,3 +152,14 @@ async def test_what_the_launcher_does_not_bound_the_watchdog_does(cloud_sandbox:
     result = await cloud_sandbox.exec(["sh", "-c", "head -c 16M /dev/zero > big; sleep 60"], timeout=60)
     assert not result.success
     assert "its files in /workspace were larger than 4 MiB together" in result.stderr
+
+
+async def test_nothing_is_mounted_below_what_the_agent_may_write_here_either(program: Path) -> None:
+    """A service that was installed there is hidden by what is mounted above it."""
+    with TemporaryDirectory() as folder:
+        launched = await open_place(CLOUD_RUN.model_copy(update={"hidden": (folder,)}))
+        command = launched.place.command("root", {}, launched.place.calls / "1")
+        await launched.close()
+    points = [part.split("destination=")[1].split(",")[0] for part in command if "destination=" in part]
+    assert set(WRITABLE) <= set(points)
+    assert [point for point in points if in_reach(Path(point)) and point not in WRITABLE] == []

@@ -18,6 +18,11 @@ from inspect_ai.util._sandbox.self_check import *  # noqa: F403 - the suite is m
 
 import app
 from app.runner import visible
+from app.runner.bubblewrap import Bubblewrap
+from app.runner.launchers import choose
+from app.runner.messages import Containment, Launcher
+from app.runner.place import WRITABLE, in_reach
+from app.runner.reachable import reachable
 from app.runner.sandbox import ProctorSandbox
 
 REPOSITORY = Path(app.__file__).resolve().parents[1]
@@ -124,22 +129,68 @@ def test_folders_of_the_service_below_usr_are_covered(monkeypatch: pytest.Monkey
     assert visible.covered_folders() == [Path("/usr/lib")]
 
 
+def _python(folder: Path) -> Path:
+    """What looks like a Python of the service's; returns where its packages lie."""
+    packages = folder / "lib" / f"python{sys.version_info.major}.{sys.version_info.minor}" / "site-packages"
+    for file in (folder / "bin/tool", folder / ".env", packages / "hidden.py", packages / "../shown.py"):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text("#!/bin/sh\necho works\n")
+        file.chmod(0o755)
+    folder.chmod(0o755)
+    return packages
+
+
+@pytest.fixture
+def elsewhere() -> Iterator[Path]:
+    """A folder outside /usr, where no agent may write."""
+    for parent in (Path("/opt"), Path("/srv"), Path.home(), REPOSITORY):
+        if os.access(parent, os.W_OK) and reachable(parent) and not in_reach(parent):
+            with tempfile.TemporaryDirectory(dir=parent) as folder:
+                yield Path(folder).resolve()
+            return
+    pytest.skip("this user may write only where an agent may, too")
+
+
 async def test_a_python_outside_usr_is_shown_without_its_packages(
-    monkeypatch: pytest.MonkeyPatch, sandbox_env: ProctorSandbox
+    monkeypatch: pytest.MonkeyPatch, sandbox_env: ProctorSandbox, elsewhere: Path
 ) -> None:
-    with tempfile.TemporaryDirectory(dir="/var/tmp") as folder:
-        packages = Path(folder, "lib", f"python{sys.version_info.major}.{sys.version_info.minor}", "site-packages")
-        for file in (Path(folder, "bin/tool"), Path(folder, ".env"), packages / "hidden.py", packages / "../shown.py"):
-            file.parent.mkdir(parents=True, exist_ok=True)
-            file.write_text("#!/bin/sh\necho works\n")
-            file.chmod(0o755)
-        Path(folder).chmod(0o755)
-        monkeypatch.setattr(sys, "base_prefix", folder)
-        _forget_mounts()
-        seen = await _shell(sandbox_env, f"tool; find {folder} -type f")
-        monkeypatch.undo()
-        _forget_mounts()
-    assert set(seen.splitlines()) == {"works", f"{packages.parent}/shown.py", f"{folder}/bin/tool"}
+    packages = _python(elsewhere)
+    monkeypatch.setattr(sys, "base_prefix", str(elsewhere))
+    _forget_mounts()
+    seen = await _shell(sandbox_env, f"tool; find {elsewhere} -type f")
+    assert set(seen.splitlines()) == {"works", f"{packages.parent}/shown.py", f"{elsewhere}/bin/tool"}
+
+
+@pytest.mark.parametrize("launcher", ["bubblewrap", "cloud_run"])
+@pytest.mark.parametrize("writable", ["/tmp", "/var/tmp", "/dev/shm"])
+async def test_a_python_where_the_agent_may_write_is_refused(
+    writable: str, launcher: Launcher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with tempfile.TemporaryDirectory(dir=writable) as folder, tempfile.TemporaryDirectory() as aside:
+        _python(Path(folder))
+        for way in (Path(folder), Path(aside, "link")):  # by whatever name it is called
+            if way != Path(folder):
+                way.symlink_to(folder)
+            monkeypatch.setattr(sys, "base_prefix", str(way))
+            _forget_mounts()
+            found = await choose([launcher], Containment())
+            assert found.launcher is None
+            assert f"The service's Python is {folder}, where the agent may write" in found.refusal
+            assert "\n" not in found.refusal
+
+
+@pytest.mark.parametrize("user", ["agent", "root"])
+async def test_no_mount_point_lies_below_what_the_agent_may_write(sandbox_env: ProctorSandbox, user: str) -> None:
+    """What is made there, before or behind it, could follow the agent's links out of the sandbox."""
+    assert isinstance(sandbox_env.place, Bubblewrap)
+    command = sandbox_env.place._bubblewrap(user, {})
+    takes = {"--bind": 2, "--ro-bind": 2, "--ro-bind-try": 2, "--symlink": 2, "--tmpfs": 1, "--dir": 1, "--proc": 1}
+    points = [command[at + takes[part]] for at, part in enumerate(command) if part in takes]
+    assert set(WRITABLE) - {"/root"} <= set(points)
+    assert [point for point in points if in_reach(Path(point)) and point not in WRITABLE] == []
+    seen = await sandbox_env.exec(["cat", "/proc/self/mountinfo"], user=user)
+    mounted = [line.split()[4] for line in seen.stdout.splitlines()]
+    assert [point for point in mounted if in_reach(Path(point)) and point not in WRITABLE] == []
 
 
 async def test_the_machines_processes_are_not_visible(sandbox_env: ProctorSandbox) -> None:
