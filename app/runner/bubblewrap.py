@@ -66,6 +66,8 @@ mkdir tmp/tmp tmp/var tmp/shm && echo ready && read -r _
 class Bubblewrap:
     """One sample's place."""
 
+    on_leash = False
+
     def __init__(self, directory: Path, limits: SandboxLimits, cgroup: Cgroup | None) -> None:
         self.directory = directory
         self.calls = directory / "calls"

@@ -1,10 +1,11 @@
 """The launcher `cloud_run`: the platform's own `sandbox do`, for services with `sandboxLauncher: true` (a preview, 2026-07).
 
-Its command line is all that is known of it here: `sandbox do [--write] [--allow-egress] [--env K=V] [--mount
-type=bind,source=…,destination=…[,readonly]] -- COMMAND`. It gives no environment, no secrets, no metadata server and no
-network; the container's file system is shown read-only, so what must not be seen is covered by an empty folder. What it
-does not bound (memory in sum, files) is left to limits per process and to the watchdog. Where it mounts there must be a
-folder: the image has `/workspace` and `/opt/pytest`.
+Its reference is all that is known of it here: `sandbox do [--write] [--allow-egress] [--env K=V] [--mount
+type=bind,source=…,destination=…[,readonly]] -- COMMAND` ends with 0 if the command did, else with 1. It gives no environment,
+no secrets, no metadata server and no network; the container's file system is shown read-only, so what must not be seen is
+covered by an empty folder. Files are left to the watchdog; processes and their memory, which need not be seen from here, to
+the shell that holds the command on its leash. Where it mounts there must be a folder: the image has `/workspace` and
+`/opt/pytest`.
 """
 
 import asyncio
@@ -19,10 +20,14 @@ from app.runner.watchdog import Watchdog
 from app.spec import SandboxLimits
 
 PROGRAM = "sandbox"
+ELSEWHERE = "/usr/local/gcp/bin"
+"""Where it lies on Cloud Run, which need not be on the PATH."""
 
 
 class CloudRun:
     """One sample's place."""
+
+    on_leash = True
 
     def __init__(self, directory: Path, limits: SandboxLimits, program: str, hidden: Sequence[Path]) -> None:
         self.directory = directory
@@ -31,15 +36,16 @@ class CloudRun:
         self._program = program
         self._hidden = hidden
         self._disks = {directory / name: size for name, size in file_sizes(limits).items()}
-        self.watchdog = Watchdog(self.calls, limits.memory, limits.processes, self._disks)
+        self.watchdog = Watchdog(self.calls, disks=self._disks)
 
     @classmethod
     def open(cls, directory: Path, limits: SandboxLimits, hidden: Sequence[Path] = ()) -> "CloudRun":
         """Takes the sample's folder over. Raises `NoLauncher`. `hidden`: further folders that must not be seen."""
-        program = shutil.which(PROGRAM)
+        program = shutil.which(PROGRAM) or shutil.which(PROGRAM, path=ELSEWHERE)
         if program is None:
             raise NoLauncher(
-                "There is no `sandbox` program: it is Cloud Run's, for services whose container has `sandboxLauncher: true`."
+                f"There is no `{PROGRAM}` program, neither on the PATH nor in {ELSEWHERE}: it is Cloud Run's, for services"
+                " whose container has `sandboxLauncher: true`."
             )
         place = cls(directory, limits, program, hidden)
         temporary = [directory / "tmp" / name for name in TEMPORARY_FILES]

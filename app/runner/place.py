@@ -59,6 +59,8 @@ class Place(Protocol):
 
     calls: Path
     """A file for each call under way, with the pid of its first process."""
+    on_leash: bool
+    """Whether the launcher is not its commands' parent: see `app.runner.leash`."""
 
     def command(self, user: str, env: Mapping[str, str], call: Path) -> list[str]:
         """The command line to put before a command, to have it run inside as `user` with `env` and nothing else."""

@@ -12,7 +12,7 @@ agent's own code could not go.
 import asyncio
 import errno
 import os
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from contextvars import ContextVar
 from typing import Literal, overload
 
@@ -26,12 +26,15 @@ from inspect_ai.util import (
     SandboxEnvironmentLimits,
     SandboxUnavailableError,
     SandboxUserUnsupportedError,
+    concurrency,
     sandboxenv,
     subprocess,
 )
 from inspect_ai.util._sandbox._cli import SANDBOX_CLI  # private: the one command that is meant to leave a server behind
 
+from app.runner import leash
 from app.runner.launchers import Launched, open_place
+from app.runner.leash import STARTED, on_leash
 from app.runner.messages import Containment
 from app.runner.place import ROOT, UIDS, USER, WORKSPACE, Calls, NoLauncher, rlimits
 from app.runner.visible import PYTEST
@@ -43,9 +46,6 @@ _FILE_TIMEOUT = 60  # seconds for read_file and write_file: a named pipe in a fi
 _SERVER_TIMEOUT = 60  # seconds for a tool server to start
 _SERVER_SAYS = 2**20  # bytes kept of what it says until then: the agent may have put another program in its place
 
-# Printed before the command starts. Without it in front of stderr, the launcher failed, not the command: this must not be
-# guessed from messages, which the agent's code could print too.
-_STARTED = b"\x02started\x03"
 # The shell stays: as a namespace's first process it ends when the command has, and the kernel lets it end only when all else
 # in there is dead. What it would say itself of a command that was killed is nobody's concern.
 _START = """
@@ -188,23 +188,44 @@ class ProctorSandbox(SandboxEnvironment):
     ) -> ExecResult[bytes]:
         """Runs `cmd`. Of each output stream the last `output_limit` bytes are kept."""
         with self._calls.one() as call:
-            result = await subprocess(
-                [*self.place.command(user, env, call), *self._start(cwd), *cmd],
-                text=False,
-                input=input,
-                output_limit=output_limit + len(_STARTED),
-                timeout=timeout,
-                concurrency=concurrency,
-            )
+            command = self.place.command(user, env, call)
+            if self.place.on_leash:
+                result = await self._run_on_leash(command, cmd, output_limit, input, cwd, timeout, concurrency)
+            else:
+                result = await subprocess(
+                    [*command, *self._start(cwd), *cmd],
+                    text=False,
+                    input=input,
+                    output_limit=output_limit + len(STARTED),
+                    timeout=timeout,
+                    concurrency=concurrency,
+                )
         # half: the buffer drops its oldest chunk whole, and the mark with it, when a command prints more than the limit
-        if not result.stderr.startswith(_STARTED) and len(result.stderr) < output_limit // 2:
+        if not result.stderr.startswith(STARTED) and len(result.stderr) < output_limit // 2:
             raise SandboxUnavailableError(
                 f"The sandbox could not start: {result.stderr.decode(errors='replace').strip()}"
             )
-        stderr = result.stderr.removeprefix(_STARTED)
+        stderr = result.stderr.removeprefix(STARTED)
         if reason := self._launched.watchdog.ended.get(call.name):
             stderr += f"\nThe command was ended: {reason}.\n".encode()
         return ExecResult(result.success, result.returncode, result.stdout, stderr)
+
+    async def _run_on_leash(
+        self,
+        command: list[str],
+        cmd: list[str],
+        output_limit: int,
+        input: str | bytes | None,
+        cwd: str,
+        timeout: int | None,
+        bounded: bool,
+    ) -> ExecResult[bytes]:
+        start = [*rlimits(self.limits), *on_leash(_START_NAME, os.path.join(WORKSPACE, cwd), self.limits)]
+        given = input.encode() if isinstance(input, str) else input or b""
+        turn = concurrency("sandbox do", os.cpu_count() or 1, visible=False) if bounded else nullcontext()
+        async with turn:
+            ended = await leash.run([*command, *start, *cmd], given, timeout, output_limit + len(STARTED))
+        return ExecResult(ended.returncode == 0, ended.returncode, ended.stdout, ended.stderr)
 
     def _start(self, cwd: str) -> list[str]:
         return [*rlimits(self.limits), "/bin/sh", "-c", _START, _START_NAME, os.path.join(WORKSPACE, cwd)]

@@ -1,12 +1,14 @@
 """Stands for Cloud Run's `sandbox` program, with the command line that is documented of it and nothing else.
 
 `sandbox do [--write] [--allow-egress] [--env K=V]… [--mount type=bind,source=…,destination=…[,readonly]]… -- COMMAND`,
-carried out by bubblewrap: no environment, no network, the machine's file system read-only. What the real one does beyond
-that is not known here. A file `leaks` beside the installed program makes it let something through, a word a line:
-`environment`, `network`, `mounts`.
+carried out by bubblewrap: no environment, no network, the machine's file system read-only. It ends with 0 if the command
+did, and with 1 whatever else happened. It is not the parent of what it starts, which is out of sight and outlives it, as
+people say of the real one. What that does beyond is not known here. A file `leaks` beside the installed program makes it let
+something through, a word a line: `environment`, `network`, `mounts`.
 """
 
 import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -39,7 +41,6 @@ def bubblewrap(arguments: list[str], leaks: list[str]) -> list[str]:
         "--unshare-pid",
         "--unshare-ipc",
         "--unshare-uts",
-        "--die-with-parent",
         "--new-session",
     ]
     given += ["--tmpfs", "/"]
@@ -57,7 +58,7 @@ def bubblewrap(arguments: list[str], leaks: list[str]) -> list[str]:
                 raise ValueError("--write is not stood for here")
             case ["--allow-egress", *options]:
                 shared = True
-            case ["--env", pair, *options] if "=" in pair:
+            case ["--env" | "-e", pair, *options] if "=" in pair:
                 given += ["--setenv", *pair.split("=", 1)]
             case ["--mount", mount, *options]:
                 given += [] if "mounts" in leaks and mount.endswith("readonly") else bind(mount)
@@ -81,9 +82,16 @@ def main() -> None:
         command = bubblewrap(arguments, leaks)
     except ValueError as error:
         sys.exit(f"sandbox: {error}")
-    os.execve(
-        command[0], command, os.environ if "environment" in leaks else {}
-    )  # else it could be read as /proc/1/environ
+    ended, tell = os.pipe()
+    if os.fork() == 0:
+        os.setsid()
+        if os.fork() == 0:
+            # its own environment could be read as /proc/1/environ
+            ran = subprocess.run(command, env=os.environ if "environment" in leaks else {}, check=False)
+            os.write(tell, bytes([ran.returncode != 0]))
+        os._exit(0)
+    os.close(tell)
+    sys.exit(os.read(ended, 1) != b"\0")
 
 
 if __name__ == "__main__":

@@ -10,14 +10,16 @@ from tempfile import TemporaryDirectory
 import anyio
 import pytest
 
-from app.runner import bubblewrap, launchers
+from app.runner import bubblewrap, cloud_run, launchers
 from app.runner.launchers import choose, open_place, probe
 from app.runner.messages import Containment, Launcher
 from app.runner.place import WRITABLE, NoLauncher, in_reach
 from app.runner.sandbox import ProctorSandbox, contain
 from app.spec import SandboxLimits
+from tests.attacks.attacks import alive, stays_alive
 from tests.faults import sandbox_do
 
+LIMIT = 2**20
 CLOUD_RUN = Containment(launcher="cloud_run")
 
 
@@ -49,6 +51,33 @@ async def test_a_launcher_that_lets_something_through_does_not_pass(
         monkeypatch.setattr(launchers, "__file__", str(file))
         with pytest.raises(NoLauncher, match=reached):
             await probe(CLOUD_RUN, forbidden=())
+
+
+async def test_the_program_is_found_where_cloud_run_has_it(
+    program: Path, monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """On the PATH first."""
+    elsewhere = tmp_path_factory.mktemp("gcp")
+    monkeypatch.setattr(cloud_run, "ELSEWHERE", str(elsewhere))
+    installed = sandbox_do.install(elsewhere)
+    assert await _program() == str(program)
+    program.unlink()
+    assert await _program() == str(installed)
+    await probe(CLOUD_RUN)
+    installed.unlink()
+    with pytest.raises(NoLauncher, match=f"neither on the PATH nor in {elsewhere}"):
+        await _program()
+
+
+async def _program() -> str:
+    launched = await open_place(CLOUD_RUN)
+    command = launched.place.command("agent", {}, launched.place.calls / "1")
+    await launched.close()
+    return command[command.index("do") - 1]
+
+
+def test_cloud_run_has_it_there() -> None:
+    assert cloud_run.ELSEWHERE == "/usr/local/gcp/bin"
 
 
 async def test_a_metadata_server_in_reach_does_not_pass(program: Path) -> None:
@@ -122,12 +151,99 @@ async def test_a_machine_without_user_namespaces_is_named_with_advice(monkeypatc
 
 @pytest.fixture
 async def cloud_sandbox(program: Path) -> AsyncIterator[ProctorSandbox]:
-    limits = SandboxLimits(memory=2**28, processes=64, workspace=2**22, tmp=2**22)
+    limits = SandboxLimits(memory=2**28, processes=64, workspace=2**22, tmp=2**22, output=LIMIT)
     contain(CLOUD_RUN.model_copy(update={"limits": limits}))
     environments = await ProctorSandbox.sample_init("test", None, {})
     contain(Containment())
     yield environments["default"].as_type(ProctorSandbox)
     await ProctorSandbox.sample_cleanup("test", None, environments, False)
+
+
+FORGE = """
+import glob, os, re, sys
+found = set()
+for path in glob.glob("/proc/[0-9]*/cmdline") + glob.glob("/proc/[0-9]*/environ"):
+    try: found |= set(re.findall(rb"[0-9a-f]{32}", open(path, "rb").read()))
+    except OSError: pass
+found |= {value.encode() for value in os.environ.values() if re.fullmatch("[0-9a-f]{32}", value)}
+print(len(found))
+for mark in found | {b"0" * 32}: os.write(2, b"\\n" + mark + b" 0\\n")
+sys.exit(7)
+"""
+
+
+@pytest.mark.parametrize("code", [0, 1, 2, 7, 126, 255])
+async def test_a_command_s_own_exit_code_is_told(cloud_sandbox: ProctorSandbox, code: int) -> None:
+    """Though the launcher's is 1 for every failure."""
+    result = await cloud_sandbox.exec(["sh", "-c", f"echo out; echo err >&2; exit {code}"])
+    assert (result.returncode, result.success) == (code, code == 0)
+    assert (result.stdout, result.stderr) == ("out\n", "err\n"), "and nothing of ours is in its output"
+
+
+async def test_a_signal_s_exit_code_is_told_too(cloud_sandbox: ProctorSandbox) -> None:
+    assert (await cloud_sandbox.exec(["sh", "-c", "kill -KILL $$"])).returncode == 128 + 9
+
+
+async def test_an_exit_code_cannot_be_forged(cloud_sandbox: ProctorSandbox) -> None:
+    result = await cloud_sandbox.exec(["python3", "-c", FORGE])
+    assert result.returncode == 7
+    assert result.stdout == "0\n", "there is no mark to be found"
+
+
+async def test_success_cannot_be_forged_by_killing_who_would_tell(cloud_sandbox: ProctorSandbox) -> None:
+    result = await cloud_sandbox.exec(["sh", "-c", "printf '\\n%032d 0\\n' 0 >&2; kill -KILL $PPID; sleep 0.1"])
+    assert not result.success
+
+
+@pytest.mark.parametrize("stream", ["1", "2"])
+@pytest.mark.parametrize("size", ["100", "30M"])
+async def test_the_exit_code_comes_behind_whatever_is_printed(
+    cloud_sandbox: ProctorSandbox, stream: str, size: str
+) -> None:
+    """By processes that outlive the command, too: they write on until they are killed."""
+    late = f"(trap '' TERM HUP; while :; do echo late; done) >&{stream} & yes | head -c {size} >&{stream}; exit 7"
+    result = await cloud_sandbox.exec(["sh", "-c", late])
+    assert result.returncode == 7
+    assert len(result.stdout + result.stderr) < 2 * LIMIT
+
+
+@pytest.mark.parametrize("redirect", [">/dev/null 2>&1", ">&- 2>&-", "2>&1", ">&2"])
+async def test_the_exit_code_is_told_whatever_becomes_of_the_command_s_output(
+    cloud_sandbox: ProctorSandbox, redirect: str
+) -> None:
+    assert (await cloud_sandbox.exec(["sh", "-c", f"exec {redirect}; echo x; exit 7"])).returncode == 7
+
+
+async def test_input_reaches_the_command_and_ends(cloud_sandbox: ProctorSandbox) -> None:
+    assert (await cloud_sandbox.exec(["cat"])).stdout == ""
+    assert (await cloud_sandbox.exec(["cat"], input="a\nb c")).stdout == "a\nb c"
+    contents = os.urandom(3 * 2**20)
+    await cloud_sandbox.write_file("file", contents)
+    assert await cloud_sandbox.read_file("file", text=False) == contents
+    assert (await cloud_sandbox.exec(["true"], input=contents)).returncode == 0, "who does not read it"
+
+
+@pytest.mark.parametrize("how", ["timeout", "cancelled"])
+async def test_what_the_launcher_would_leave_running_ends_with_the_call(
+    cloud_sandbox: ProctorSandbox, how: str
+) -> None:
+    mark = f"left-{how}-{os.getpid()}"
+    command = [
+        "sh",
+        "-c",
+        f"trap '' TERM INT HUP; touch started; setsid sh -c ': {mark}; sleep 600' & sleep 600; : {mark}",
+    ]
+    if how == "timeout":
+        with pytest.raises(TimeoutError):
+            await cloud_sandbox.exec(command, timeout=2)
+    else:
+        async with anyio.create_task_group() as group:
+            group.start_soon(cloud_sandbox.exec, command)
+            with anyio.fail_after(30):
+                while not alive(mark):
+                    await anyio.sleep(0.02)
+            group.cancel_scope.cancel()
+    assert not await stays_alive(mark)
 
 
 async def test_files_last_and_nothing_else_does(cloud_sandbox: ProctorSandbox) -> None:
