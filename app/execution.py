@@ -248,7 +248,9 @@ class Executor:
             return Settlement("succeeded")
         if resumable is not None:
             await self.saved.fetch(job, resumable)
-        return job.model_copy(update={"samples": claim.samples, "scored": done, "resumes": resumable})
+        return job.model_copy(
+            update={"samples": claim.samples, "digests": claim.digests, "scored": done, "resumes": resumable}
+        )
 
     async def _prepare_report(self, claim: Claim, job: Job) -> Job | Settlement:
         plan = await self.ledger.plan(claim.evaluation_id)

@@ -10,6 +10,7 @@ The statements themselves are in `app.ledger_statements`.
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
+from itertools import zip_longest
 from typing import Any, Literal
 from uuid import UUID, uuid4
 
@@ -77,6 +78,8 @@ class Claim:
     samples: tuple[SampleRef, ...]
     error: dict[str, Any] | None
     refused: str | None = None
+    digests: tuple[int, ...] = ()
+    """Of the samples, as planned; none: the plan was made by a Proctor that kept none."""
 
     @property
     def granted(self) -> bool:
@@ -98,9 +101,10 @@ class End:
 @dataclass(frozen=True, slots=True)
 class Settlement:
     """What an attempt came to. `samples`: its results with the URL of their log; `runs`: the samples of each run that a
-    plan fans out to; `runs_due`: seconds until the sweeper may enqueue them; `max_failures`: how many failures are allowed;
-    `crashed`: the child was lost, which counts towards the crashes; `versions`: by which it was made (`app.versions`), and
-    `earlier_versions` those by which the state was that it went on from; `cause`: why the service stopped it, if it did."""
+    plan fans out to, and `digests` theirs; `runs_due`: seconds until the sweeper may enqueue them; `max_failures`: how many
+    failures are allowed; `crashed`: the child was lost, which counts towards the crashes; `versions`: by which it was made
+    (`app.versions`), and `earlier_versions` those by which the state was that it went on from; `cause`: why the service
+    stopped it, if it did."""
 
     outcome: Outcome
     error: Failure | None = None
@@ -109,6 +113,7 @@ class Settlement:
     max_failures: int = 1
     samples: Sequence[tuple[SampleResult, str]] = ()
     runs: Sequence[Sequence[SampleRef]] = ()
+    digests: Sequence[Sequence[int]] = ()
     runs_due: float = 0
     usage: dict[str, Any] | None = None
     cost: float | None = None
@@ -386,7 +391,9 @@ class Ledger:
     async def to_report(self, evaluation_id: UUID) -> ToReport:
         rows = await self._database.run(sql.TO_REPORT, {"evaluation": evaluation_id})
         transcripts = [
-            Transcript(sample=SampleRef.model_validate(r.sample), log=r.transcript) for r in rows if r.transcript
+            Transcript(sample=SampleRef.model_validate(r.sample), log=r.transcript, digest=r.digest)
+            for r in rows
+            if r.transcript
         ]
         missing = [_reason(r.state, r.error) for r in rows if not r.transcript]
         return ToReport(tuple(transcripts), tuple(missing))
@@ -411,6 +418,7 @@ def _claim(execution_id: str, row: Row[Any]) -> Claim:
         samples=samples,
         error=row.error,
         refused=refused,
+        digests=tuple(row.digests or ()),
     )
 
 
@@ -436,7 +444,10 @@ def _settle_parameters(execution_id: str, attempt: int, s: Settlement) -> dict[s
         "max_failures": s.max_failures,
         "error": _dump(s.error),
         "samples": _rows(s.samples),
-        "runs": [{"n": n, "samples": [r.model_dump() for r in run]} for n, run in enumerate(s.runs, 1)],
+        "runs": [
+            {"n": n, "samples": [r.model_dump() for r in run], "digests": digests}
+            for n, (run, digests) in enumerate(zip_longest(s.runs, s.digests), 1)
+        ],
         "runs_due": float(s.runs_due),
         "usage": s.usage,
         "cost": s.cost,

@@ -148,7 +148,7 @@ WITH target AS MATERIALIZED (
   SELECT c.id, c.attempt, :claim_id, :worker, :revision, :push FROM claimed c
 )
 SELECT d.verdict, coalesce(c.attempt, d.attempt) AS attempt, coalesce(c.crashes, d.crashes) AS crashes, d.failures,
-       d.kind, d.state, d.samples, d.worker AS holder, d.error, d.evaluation_id,
+       d.kind, d.state, d.samples, to_jsonb(d.digests) AS digests, d.worker AS holder, d.error, d.evaluation_id,
        extract(epoch FROM d.lease_expires_at - clock_timestamp())::float8 AS lease_left,
        v.spec, v.cancel_requested_at IS NOT NULL AS cancel
 FROM decision d JOIN evaluations v ON v.id = d.evaluation_id LEFT JOIN claimed c ON true
@@ -210,9 +210,10 @@ WITH target AS MATERIALIZED (
   WHERE v.id = s.evaluation_id AND s.state <> 'pending'
   RETURNING v.id, v.remaining, v.state, s.kind, v.cancel_requested_at IS NULL AS fan_out, v.traceparent
 ), runs AS (
-  INSERT INTO task_executions (id, evaluation_id, kind, position, samples, sweep_at)
-  SELECT c.id || '.' || r.n, c.id, 'run', r.n, r.samples, clock_timestamp() + make_interval(secs => :runs_due)
-  FROM counted c, jsonb_to_recordset(:runs) AS r(n int, samples jsonb) WHERE c.fan_out
+  INSERT INTO task_executions (id, evaluation_id, kind, position, samples, digests, sweep_at)
+  SELECT c.id || '.' || r.n, c.id, 'run', r.n, r.samples, r.digests,
+         clock_timestamp() + make_interval(secs => :runs_due)
+  FROM counted c, jsonb_to_recordset(:runs) AS r(n int, samples jsonb, digests bigint[]) WHERE c.fan_out
   RETURNING 1
 ), report AS (
   INSERT INTO task_executions AS e (id, evaluation_id, kind, position, enqueues, sweep_at)
@@ -410,7 +411,7 @@ WHERE e.id = :id
 TO_REPORT = _statement(
     "to_report",
     """
-SELECT x.sample, r.transcript, e.state, e.error
+SELECT x.sample, e.digests[x.place] AS digest, r.transcript, e.state, e.error
 FROM task_executions e CROSS JOIN LATERAL jsonb_array_elements(e.samples) WITH ORDINALITY AS x(sample, place)
 LEFT JOIN sample_results r ON r.evaluation_id = e.evaluation_id AND r.sample_id = x.sample ->> 'id'
                      AND r.epoch = (x.sample ->> 'epoch')::int

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import cycle, islice
 from typing import Any, Literal
 
 from app.ledger import Claim, End, Outcome, Settlement
@@ -92,8 +93,11 @@ def planned(claim: Claim, heard: Heard, *, max_samples: int, runs_due: float) ->
         message = f"It has {len(plan.samples)} samples × epochs, more than the {max_samples} allowed: use `limit`."
         return _failed(heard, Failure(error_class="limit", message=message, final=True), max_failures=1)
     size = len(plan.samples) if plan.whole else claim.spec.samples_per_execution
-    runs = [plan.samples[i : i + size] for i in range(0, len(plan.samples), max(size, 1))]
-    return _settlement(heard, "succeeded", runs=runs, runs_due=runs_due)
+    starts = range(0, len(plan.samples), max(size, 1))
+    runs = [plan.samples[i : i + size] for i in starts]
+    all_digests = list(islice(cycle(plan.digests), len(plan.samples)))  # those of the dataset, for each epoch
+    digests = [all_digests[i : i + size] for i in starts] if all_digests else []
+    return _settlement(heard, "succeeded", runs=runs, digests=digests, runs_due=runs_due)
 
 
 def ran(claim: Claim, heard: Heard) -> Settlement:

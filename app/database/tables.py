@@ -13,6 +13,7 @@ has a result. Every time is the database's clock.
 
 from sqlalchemy import (
     JSON,
+    BigInteger,
     CheckConstraint,
     Column,
     DateTime,
@@ -28,7 +29,7 @@ from sqlalchemy import (
     func,
     text,
 )
-from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy.dialects.postgresql import ARRAY, JSONB
 
 metadata = MetaData(
     naming_convention={
@@ -108,6 +109,7 @@ task_executions = Table(
     Column("kind", Text, nullable=False),
     Column("position", Integer, nullable=False),  # 0 for the plan, then the runs from 1, then the report
     Column("samples", JSONB),  # [{"id": 7, "epoch": 1}, …] of a run
+    Column("digests", ARRAY(BigInteger)),  # of these samples, as planned: what each is, not only its name
     Column("state", Text, nullable=False, server_default="pending"),
     Column("attempt", Integer, nullable=False, server_default="0"),  # the fencing token: it only rises
     Column("failures", Integer, nullable=False, server_default="0"),  # charged to the evaluation

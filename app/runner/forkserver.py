@@ -238,7 +238,7 @@ def run_job(job: int, messages: int, output: int) -> None:
     _redirect(output)
     faulthandler.enable()
     _prefer_for_oom_killer()
-    _reseed()
+    reseed()
     from app.runner.child import main as run
     from app.runner.messages import Job
     from app.runner.writer import Writer
@@ -292,7 +292,7 @@ def _prefer_for_oom_killer() -> None:
         file.write("500")
 
 
-def _reseed() -> None:
+def reseed() -> None:
     """Python's generator is seeded anew in a fork; numpy's is not, so all children would draw the same numbers."""
     generator: Any = sys.modules.get("numpy.random")
     if generator is not None:

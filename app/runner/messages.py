@@ -33,10 +33,11 @@ class SampleRef(_Value):
 
 
 class Transcript(_Value):
-    """Where a sample's full record lies: the URL of an Inspect log."""
+    """Where a sample's full record lies: the URL of an Inspect log. `digest`: the planned sample's, if it is known."""
 
     sample: SampleRef
     log: str
+    digest: int | None = None
 
 
 Launcher = Literal["bubblewrap", "cloud_run"]
@@ -60,7 +61,8 @@ class Job(_Value):
     """One attempt's work, as the child gets it.
 
     `directory` is the attempt's own local folder; Inspect's logs go to `directory`/logs. `samples` is for `run`: all of the
-    execution's, for Inspect resumes only what has the same samples as before; `scored` are those among them that have their
+    execution's, for Inspect resumes only what has the same samples as before; `digests` are theirs, as planned (none: by a
+    Proctor that kept none); `scored` are those among them that have their
     result; `resumes` is the earlier attempt whose logs and checkpoints lie in the folder already. `plan_log` (URL) and
     `transcripts` are for `report`.
     """
@@ -73,6 +75,7 @@ class Job(_Value):
     directory: str
     containment: Containment = Containment()
     samples: tuple[SampleRef, ...] = ()
+    digests: tuple[int, ...] = ()
     scored: tuple[SampleRef, ...] = ()
     resumes: int | None = None
     plan_log: str | None = None
@@ -147,13 +150,15 @@ NOT_KEPT = {"type", "providers"}
 
 
 class Planned(_Value):
-    """The samples that are to run, in the dataset's order, epoch by epoch. `whole`: they must be one execution, because
+    """The samples that are to run, in the dataset's order, epoch by epoch. `digests`: of the dataset's samples
+    (`app.runner.digest`), the same for each epoch. `whole`: they must be one execution, because
     the task stops early by itself or makes its samples as it goes. `log`: the plan's log file. `task_version`: the task's
     own word on it."""
 
     type: Literal["planned"] = "planned"
     task: str
     samples: tuple[SampleRef, ...]
+    digests: tuple[int, ...] = ()
     whole: bool
     log: str
     task_version: str | None = None

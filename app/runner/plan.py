@@ -1,6 +1,7 @@
 """Lists an evaluation's samples without running any."""
 
 import math
+import time
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,40 +11,63 @@ from inspect_ai.dataset import Dataset
 from inspect_ai.log import EvalLog
 from inspect_ai.util import registry_info
 
+from app.runner.digest import digest
 from app.runner.failures import refusal, refused
 from app.runner.messages import Job, Planned, SampleRef
-from app.runner.resolve import Subject, check_sandbox, load_task, resolve
-from app.runner.run import options
+from app.runner.resolve import check_sandbox, resolve
+from app.runner.run import number, options
+from app.runner.same import REMEDY, shown
+from app.runner.twin import Pairs, id_digest, twin
 from app.runner.writer import Writer
 from app.spec import Spec
 
+_TELLING = 1.0
+"""Seconds after which a task is not loaded yet another time."""
+
 
 def plan(job: Job, out: Writer) -> None:
-    subject = resolve(job.spec)
-    task = subject.task
-    check_sandbox(job.spec, task, job.containment)
-    _refuse_changing_order(job.spec, subject)
-    with refused(f"The task {job.spec.task!r} cannot be planned"):
-        log = eval(
-            task,
-            **options(job, subject),
-            limit=job.spec.limit,
-            fail_on_error=job.spec.fail_on_error,
-            run_samples=False,
-        )[0]
-    _refuse_ignored_arguments(job.spec, task, log)
-    ids = log.eval.dataset.sample_ids or []
-    _refuse_ambiguous(ids)
+    with twin(lambda: _numbered(resolve(job.spec).task)) as other:
+        began = time.monotonic()
+        subject = resolve(job.spec)
+        seconds = time.monotonic() - began
+        task = subject.task
+        check_sandbox(job.spec, task, job.containment)
+        samples = list(_numbered(task))[: job.spec.limit]
+        ids = [sample.id for sample in samples if sample.id is not None]
+        other.ask(ids)
+        digests = [digest(sample) for sample in samples]
+        with refused(f"The task {job.spec.task!r} cannot be planned"):
+            log = eval(
+                task,
+                **options(job, subject),
+                limit=job.spec.limit,
+                fail_on_error=job.spec.fail_on_error,
+                run_samples=False,
+            )[0]
+        _refuse_ignored_arguments(job.spec, task, log)
+        _refuse_ambiguous(ids)
+        for _ in range(_loads_to_tell(len(ids))):
+            _refuse_other_samples(job.spec, ids, digests, other.answer(seconds))
+            if time.monotonic() - began > _TELLING + 2 * seconds:
+                break
+            other.ask(ids)
+    planned = log.eval.dataset.sample_ids or []
     epochs = log.eval.config.epochs or 1
     out.send(
         Planned(
             task=task.name,
-            samples=tuple(SampleRef(id=id, epoch=epoch) for epoch in range(1, epochs + 1) for id in ids),
+            samples=tuple(SampleRef(id=id, epoch=epoch) for epoch in range(1, epochs + 1) for id in planned),
+            digests=tuple(digests) if len(planned) == len(digests) else (),
             whole=subject.whole,
             log=Path(log.location).name,
             task_version=str(task.version),
         )
     )
+
+
+def _numbered(task: Task) -> Dataset:
+    number(task.dataset)
+    return task.dataset
 
 
 def _refuse_ambiguous(ids: Sequence[int | str]) -> None:
@@ -61,25 +85,25 @@ def _refuse_ignored_arguments(spec: Spec, task: Task, log: EvalLog) -> None:
         raise refusal(f"The task {spec.task!r} takes no argument {min(ignored)!r}; it takes: {takes}.")
 
 
-def _refuse_changing_order(spec: Spec, subject: Subject) -> None:
-    """Samples without ids are numbered by place, so an unseeded shuffle gives each process other samples for the same
-    ids. Whether a seed was used is not recorded: loading the task again tells."""
-    dataset = subject.task.dataset
-    if not dataset.shuffled or all(sample.id is not None for sample in dataset):
+def _refuse_other_samples(spec: Spec, ids: Sequence[int | str], digests: Sequence[int], again: Pairs | None) -> None:
+    """`again`: what loading the task in another process gave for these ids; None: nothing can be said."""
+    if again is None:
         return
-    order = _order(dataset)
-    for _ in range(_loads_to_tell(len(dataset))):
-        if _order(load_task(spec, subject.model, subject.roles).dataset) != order:
+    for place, (id, known) in enumerate(zip(ids, digests, strict=True), start=1):
+        found = again.get(id_digest(id))
+        if found is None:
             raise refusal(
-                f"The task {spec.task!r} shuffles its samples without a seed and gives them no ids, so no two processes"
-                " would mean the same samples: give it a seed, or ids."
+                f"The task {spec.task!r} gives its samples other ids each time it is loaded (sample {place} was"
+                f" {shown(id)} now), so no two processes would mean the same samples. {REMEDY}"
+            )
+        if found != known:
+            raise refusal(
+                f"The task {spec.task!r} gives another sample {shown(id)} each time it is loaded, so no two processes would"
+                f" mean the same sample. {REMEDY}"
             )
 
 
-def _order(dataset: Dataset) -> list[str]:
-    return [str(sample.input) for sample in dataset]
-
-
 def _loads_to_tell(samples: int) -> int:
-    """How often an unseeded shuffle must come out the same for that to be less likely than one in a million."""
-    return 0 if samples < 2 else math.ceil(math.log(1e6) / math.lgamma(samples + 1))
+    """How often an unseeded shuffle must come out the same for that to be less likely than one in ten thousand; but no
+    more than five times: a run looks at its own samples too."""
+    return min(5, math.ceil(math.log(1e4) / max(math.lgamma(samples + 1), 0.1))) if samples else 0

@@ -28,6 +28,8 @@ from inspect_ai.model import ModelUsage
 from app.runner.hooks import as_json, usage_by_model
 from app.runner.messages import LOGS, Failure, Job, Reported, SampleRef, Transcript
 from app.runner.resolve import resolve
+from app.runner.run import number
+from app.runner.same import check_same
 from app.runner.writer import Writer
 
 _TRANSCRIPT = frozenset({"messages", "output", "store", "events", "events_data", "timelines", "attachments"})
@@ -39,6 +41,8 @@ _LOGS_AT_ONCE = 8
 def report(job: Job, out: Writer) -> None:
     assert job.plan_log is not None, "a plan that failed has nothing to report"
     subject = resolve(job.spec)  # the task's own metrics have to be known to Inspect
+    number(subject.task.dataset)
+    check_same(subject.task, {t.sample.id: t.digest for t in job.transcripts if t.digest is not None})
     logs = _by_log(job.transcripts)
     log = read_eval_log(job.plan_log, header_only=True)
     log.samples = _read(logs, _TRANSCRIPT, log)

@@ -16,6 +16,7 @@ from app.runner.checkpoint import configure, wind_down
 from app.runner.failures import recorded_failure, refusal
 from app.runner.messages import LOGS, Failure, Job, Prepared, SampleRef
 from app.runner.resolve import Subject, check_sandbox, resolve
+from app.runner.same import check_same
 from app.runner.writer import Writer
 
 
@@ -24,6 +25,10 @@ def run(job: Job, out: Writer) -> Failure | None:
     wind_down.listen()
     subject = resolve(job.spec)
     check_sandbox(job.spec, subject.task, job.containment)
+    if job.digests:
+        number(subject.task.dataset)
+        planned = zip(job.samples, job.digests, strict=True)
+        check_same(subject.task, {sample.id: known for sample, known in planned})
     task = subject.task if subject.whole else only(subject.task, job.samples, job.scored)
     checkpoints = configure(job.spec, task)
     told = hooks.register(out, Path(job.directory, LOGS))

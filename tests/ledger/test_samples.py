@@ -152,3 +152,16 @@ async def test_the_report_learns_how_the_plan_ended(ledger: Ledger) -> None:
     plan = await ledger.plan(evaluation)
     assert (plan.state, plan.attempt, plan.error) == ("failed", 2, FAULT)
     assert (await ledger.to_report(evaluation)).transcripts == ()
+
+
+async def test_what_a_sample_was_when_it_was_planned_goes_to_its_run_and_to_the_report(ledger: Ledger) -> None:
+    evaluation = await submitted(ledger)
+    smallest, largest = -(2**63), 2**63 - 1
+    plan = await claim(ledger, f"{evaluation}.plan")
+    await settle(ledger, plan, runs=samples_of(2, 2), digests=[[smallest, 0], [1, largest]])
+    for n, digests in ((1, (smallest, 0)), (2, (1, largest))):
+        run = await claim(ledger, f"{evaluation}.{n}")
+        assert run.digests == digests
+        await settle(ledger, run, samples=[scored(n), scored(n + 1000)])
+    found = (await ledger.to_report(evaluation)).transcripts
+    assert [transcript.digest for transcript in found] == [smallest, 0, 1, largest]

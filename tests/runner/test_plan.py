@@ -68,7 +68,7 @@ async def test_shuffling_with_a_seed_or_ids_is_fine(
 
 
 async def test_shuffling_without_a_seed_or_ids_is_refused(attempt: Attempt, make_job: MakeJob) -> None:
-    assert "shuffles its samples without a seed" in (await _refused(attempt, make_job, "shuffled")).message
+    assert "use a seed for what is shuffled" in (await _refused(attempt, make_job, "shuffled")).message
 
 
 @pytest.mark.parametrize("ids", [[7, "7"], ["a", "b", "a"], [1, 1]])
