@@ -128,7 +128,28 @@ class LRUCache:
     def keys(self):
         return list(self.entries)
 """
+SPY = """
+import glob, os
+def seen():
+    found = []
+    for name in glob.glob("/proc/[0-9]*/environ") + glob.glob("/proc/[0-9]*/fd/*") + glob.glob("/tmp/**", recursive=True):
+        try:
+            if f"/{os.getpid()}/" not in name and os.path.isfile(name) and b"def " + b"test_" in open(name, "rb").read():
+                found.append(name)
+        except OSError:
+            pass
+    return found
+def open_memory():
+    try:
+        open(f"/proc/{os.getppid()}/mem", "rb").close()
+    except PermissionError:
+        return "refused"
+    return "open"
+def spiral(matrix): print("spied:", seen(), "memory:", open_memory())
+rotate = spiral
+"""
 ATTEMPTS = {
+    "spiral_matrix": {"solution.py": SPY},
     "bank_ledger": {
         "conftest.py": PASS_ALL,
         "solution.py": "class Ledger: pass\nclass InsufficientFunds(Exception): pass",
@@ -157,6 +178,8 @@ def attempt() -> Solver:
 
 def test_only_a_solution_earns_a_score(tmp_path: Path) -> None:
     log = _evaluate(tmp_path, f"task_with(programming(n={len(ATTEMPTS)}), solver=attempt())")
+    spied = str(_scores(_samples(log)["spiral_matrix"])["tests_pass"].explanation)
+    assert "spied: [] memory: refused" in spied, spied
     values = {name: _scores(sample)["tests_pass"].value for name, sample in _samples(log).items()}
     assert values == {name: OWED.get(name, 0) for name in ATTEMPTS}
     without, graded = (_samples(log)[name] for name in ("rate_limiter", "query_string"))
