@@ -187,7 +187,9 @@ def _files(directory: Path) -> list[tuple[str, Path]]:
     to is listed too. Logs are taken from where they are not being written to."""
     logs = directory / LOGS
     found = [
-        (str(file.relative_to(logs)), file) for file in logs.rglob("*") if file.is_file() and not _of_the_moment(file)
+        (str(name), file)
+        for file in logs.rglob("*")
+        if not _of_the_moment(name := file.relative_to(logs)) and file.is_file()
     ]
     kept = [(file.name + _PART, file) for file in (directory / ENDED).glob("*.eval")]
     return [*kept, *sorted(_without_logs(found), key=lambda item: (item[1].name.startswith("ckpt-"), item[0]))]
@@ -203,6 +205,7 @@ def _mark(file: Path) -> tuple[int, int]:
     return status.st_size, status.st_mtime_ns
 
 
-def _of_the_moment(file: Path) -> bool:
-    """Inspect makes a checkpoint from `context`, which a resumption makes anew; restic's locks are a process's own."""
-    return "context" in file.parts or "locks" in file.parts
+def _of_the_moment(name: Path) -> bool:
+    """`name`: relative to the log folder, `<log>.checkpoints/<sample>/…`. Inspect makes a checkpoint from its `context`, which
+    a resumption makes anew; a restic repository's locks are a process's own. A sandbox may have either name."""
+    return name.parts[2:3] == ("context",) or (name.parts[-2:-1] == ("locks",) and name.parts[-3:-2] != ("sandboxes",))

@@ -121,6 +121,29 @@ async def test_a_checkpoint_is_shipped_with_its_commit_point_last_and_fetched_wh
     assert sorted(str(f.relative_to(logs)) for f in logs.rglob("*") if f.is_file()) == sorted([*wanted, LOG])
 
 
+async def test_what_is_left_out_of_a_checkpoint_is_told_by_its_place_in_it(
+    saved: Saved, artifacts: Artifacts, tmp_path: Path
+) -> None:
+    """Not by a folder above, nor by the name of a log, a sample or a sandbox."""
+    first = job(tmp_path / "context" / "locks", 1)
+    wanted = [
+        "context.checkpoints/locks__1/ckpt-00001.json",
+        "x.checkpoints/context__1/restic/host/keys/1",
+        "x.checkpoints/a__1/sandboxes/context/archive/1.tar",
+        "x.checkpoints/a__1/sandboxes/locks/archive/1.tar",
+    ]
+    passing = [
+        "context.checkpoints/locks__1/context/events.json",
+        "x.checkpoints/a__1/sandboxes/locks/restic/locks/1",
+        "x.checkpoints/a__1/restic/host/locks/1",
+    ]
+    write(Path(first.directory, LOGS), *wanted, *passing)
+    async with Shipping(artifacts, first, Heard(), Progress()) as shipping:
+        shipping.due()
+    names = await artifacts.names(artifacts.url("e", "e.1", 1))
+    assert sorted(names) == sorted([COMMITTED, *(f"{CHECKPOINT}/{n}" for n in wanted)])
+
+
 async def test_only_what_is_new_is_shipped_and_the_ledger_is_told_once(
     artifacts: Artifacts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
