@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 from uuid import uuid4
 
-import fsspec
 from tenacity import (
     retry,
     retry_if_exception_type,
@@ -21,6 +20,7 @@ from tenacity import (
     wait_random_exponential,
 )
 
+from app.addresses import address, filesystem, local_path
 from app.database.session import refuse_held_session
 
 PATIENCE = 60
@@ -63,16 +63,14 @@ class Artifacts:
     `PATIENCE` is raised as an OSError."""
 
     def __init__(self, root: str) -> None:
-        self._root = root.rstrip("/")
-        scheme = root.partition("://")[0]
-        self._local = scheme == "file"
-        options = {"auto_mkdir": True} if self._local else {}
+        self._root = root
+        self._local = local_path(root) is not None
         # other workers write there too: a remembered listing would hide what they did
-        self._filesystem: Any = fsspec.filesystem(scheme, use_listings_cache=False, **options)
+        self._filesystem: Any = filesystem(root, use_listings_cache=False)
 
     def url(self, *parts: str | int) -> str:
         """Of a file or a folder: evaluation, execution, attempt, name, as far as given."""
-        return "/".join([self._root, *map(str, parts)])
+        return address(self._root, *parts)
 
     async def ship(self, file: Path, url: str) -> None:
         """Copies a local file to `url`; a later copy replaces an earlier one, at once and whole."""

@@ -3,10 +3,10 @@
 import asyncio
 import time
 from typing import Self
-from urllib.parse import urlsplit
 
 import structlog
 
+from app.addresses import local_path
 from app.runner.launchers import choose
 from app.runner.messages import Containment
 from app.scratch import make_private
@@ -24,8 +24,8 @@ class Contained:
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        artifacts = urlsplit(settings.artifacts)
-        hidden = [str(settings.scratch), *([artifacts.path] if artifacts.scheme == "file" else [])]
+        artifacts = local_path(settings.artifacts)
+        hidden = [str(settings.scratch), *([str(artifacts)] if artifacts else [])]
         self._wanted = Containment(
             launcher=None,
             limits=settings.sandbox_limits,

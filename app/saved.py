@@ -206,6 +206,6 @@ def _mark(file: Path) -> tuple[int, int]:
 
 
 def _of_the_moment(name: Path) -> bool:
-    """`name`: relative to the log folder, `<log>.checkpoints/<sample>/…`. Inspect makes a checkpoint from its `context`, which
-    a resumption makes anew; a restic repository's locks are a process's own. A sandbox may have either name."""
+    """`name`: relative to the log folder, `<log>.checkpoints/<sample>/…`. Inspect makes a checkpoint from its `context`, and
+    a resumption makes that anew; a restic repository's locks are a process's own. A sandbox may have either name."""
     return name.parts[2:3] == ("context",) or (name.parts[-2:-1] == ("locks",) and name.parts[-3:-2] != ("sandboxes",))

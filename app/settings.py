@@ -427,6 +427,8 @@ class Settings(BaseSettings):
         scheme, separator, path = value.partition("://")
         if not separator or scheme not in ("file", "gs", "memory") or not path:
             raise ValueError("must be gs://bucket/path or file://path")
+        if any("\ud800" <= character <= "\udfff" for character in value):
+            raise ValueError("its name must be UTF-8: addresses below it go into the database")
         return f"file://{Path(path).absolute()}" if scheme == "file" else value.rstrip("/")
 
     @model_validator(mode="after")

@@ -20,6 +20,7 @@ INSTANCE = "projects/p/locations/us-central1/clusters/c/instances/i"
         ("PROCTOR_DISPATCH_DEADLINE", "3600", "less than or equal to 1800"),
         ("PROCTOR_SERVICE_URL", "proctor.example", "http or https"),
         ("PROCTOR_ARTIFACTS", "s3://bucket", "gs://bucket/path or file://path"),
+        ("PROCTOR_ARTIFACTS", "file:///a/\udcff", "UTF-8"),
         ("PROCTOR_PORT", "99999", "65535"),
         ("PROCTOR_LEASE", "20", "PROCTOR_STATEMENT_TIMEOUT must be shorter than PROCTOR_LEASE"),
         ("PROCTOR_POOL_SZE", "5", "there is no such setting"),

@@ -12,10 +12,10 @@ from datetime import datetime
 from urllib.parse import urlsplit
 from uuid import uuid4
 
-import fsspec
 from google.auth.exceptions import GoogleAuthError
 from sqlalchemy import text
 
+from app.addresses import address, filesystem
 from app.cloud import queues
 from app.cloud.child import find_restic
 from app.cloud.identity import account
@@ -183,7 +183,7 @@ def _wrong(seen: QueueState, pushes: int) -> list[str]:
 
 async def check_artifacts(settings: Settings) -> list[Finding]:
     """Written, read, deleted. Not through `app.artifacts`, which tries again for a minute."""
-    url = f"{settings.artifacts}/doctor/{uuid4().hex}"
+    url = address(settings.artifacts, "doctor", uuid4().hex)
     try:
         await asyncio.to_thread(_write_read_delete, url)
     except Exception as error:  # each file system has its own
@@ -196,11 +196,11 @@ async def check_artifacts(settings: Settings) -> list[Finding]:
 
 
 def _write_read_delete(url: str) -> None:
-    filesystem, path = fsspec.url_to_fs(url, **({"auto_mkdir": True} if url.startswith("file://") else {}))
-    filesystem.pipe_file(path, b"doctor")
-    if filesystem.cat_file(path) != b"doctor":
+    store = filesystem(url)
+    store.pipe_file(url, b"doctor")
+    if store.cat_file(url) != b"doctor":
         raise OSError("what was read is not what was written")
-    filesystem.rm_file(path)
+    store.rm_file(url)
 
 
 def _mend_artifacts(settings: Settings) -> str:

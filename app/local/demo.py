@@ -1,12 +1,16 @@
 """A real evaluation, end to end, on this machine: what `make demo` shows."""
 
 import asyncio
+import shlex
+import shutil
 import signal
+import sys
 import time
 from pathlib import Path
 from typing import Any
 
 from app import display
+from app.addresses import local_path
 from app.client import Client, follow
 from app.local.stack import Stack, open_stack
 
@@ -40,13 +44,18 @@ async def _demo() -> int:
             console.print("Stopped. `proctor local` goes on with it.")
             return 130
         console.print(f"The evaluation took {time.monotonic() - began:.1f} s.")
-    log = str(view["log"] or "").removeprefix("file://")
-    if log:
-        console.print(
-            f"Every transcript is in {Path(log).parent}: inspect view --log-dir {Path(log).parent}", soft_wrap=True
-        )
+    if view["log"] and (log := local_path(view["log"])):
+        says = f"Every transcript is in {log.parent}: {viewing(log.parent)}"
+        console.print(says, soft_wrap=True, markup=False, highlight=False)
     console.print("To run your own: proctor local, then proctor submit TASK --model MODEL --wait")
     return 0 if view["state"] == "succeeded" else 1
+
+
+def viewing(folder: Path) -> str:
+    """The command, for a shell, that shows the logs in a folder: by its path, unless the shell finds Proctor's own."""
+    own = Path(sys.executable).with_name("inspect")
+    inspect = "inspect" if shutil.which("inspect") == str(own) else str(own)
+    return shlex.join([inspect, "view", "--log-dir", str(folder)])
 
 
 async def _watched(stack: Stack) -> dict[str, Any]:

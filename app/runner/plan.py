@@ -15,7 +15,7 @@ from app.runner.digest import digest
 from app.runner.failures import refusal, refused
 from app.runner.messages import Job, Planned, SampleRef
 from app.runner.resolve import check_sandbox, resolve
-from app.runner.run import number, options
+from app.runner.run import name_logs, number, options
 from app.runner.same import REMEDY, shown
 from app.runner.twin import Pairs, id_digest, twin
 from app.runner.writer import Writer
@@ -31,6 +31,7 @@ def plan(job: Job, out: Writer) -> None:
         subject = resolve(job.spec)
         seconds = time.monotonic() - began
         task = subject.task
+        name_logs(task)
         check_sandbox(job.spec, task, job.containment)
         samples = list(_numbered(task))[: job.spec.limit]
         ids = [sample.id for sample in samples if sample.id is not None]

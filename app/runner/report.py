@@ -4,14 +4,12 @@ Both come out as one whole evaluation by Inspect would have given them: the plan
 the same order, and the metrics are computed by Inspect.
 """
 
-import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from itertools import chain
 from pathlib import Path
 
-import fsspec
 from inspect_ai.log import (
     EvalError,
     EvalLog,
@@ -25,6 +23,7 @@ from inspect_ai.log import (
 )
 from inspect_ai.model import ModelUsage
 
+from app.addresses import file_name, filesystem, readable, task_name
 from app.runner.hooks import as_json, usage_by_model
 from app.runner.messages import LOGS, Failure, Job, Reported, SampleRef, Transcript
 from app.runner.resolve import resolve
@@ -44,9 +43,9 @@ def report(job: Job, out: Writer) -> None:
     number(subject.task.dataset)
     check_same(subject.task, {t.sample.id: t.digest for t in job.transcripts if t.digest is not None})
     logs = _by_log(job.transcripts)
-    log = read_eval_log(job.plan_log, header_only=True)
+    log = read_eval_log(readable(job.plan_log), header_only=True)
     log.samples = _read(logs, _TRANSCRIPT, log)
-    part = read_eval_log(next(iter(logs)), header_only=True) if logs else None
+    part = read_eval_log(readable(next(iter(logs))), header_only=True) if logs else None
     _summarise(log, part, whole=subject.whole)
     slim = _size(logs) > job.merged_log_limit_bytes
     if not slim:
@@ -63,7 +62,7 @@ def report(job: Job, out: Writer) -> None:
 
 def _name(log: EvalLog) -> str:
     """As Inspect names its logs."""
-    return re.sub(r"[^\w.-]", "-", f"{log.eval.created}_{log.eval.task}_{log.eval.task_id}") + ".eval"
+    return f"{file_name(log.eval.created)}_{task_name(log.eval.task)}_{file_name(log.eval.task_id)}.eval"
 
 
 def _summarise(log: EvalLog, part: EvalLog | None, *, whole: bool) -> None:
@@ -134,8 +133,7 @@ def _size(logs: Iterable[str]) -> int:
     urls = list(logs)
     if not urls:
         return 0
-    store, _ = fsspec.core.url_to_fs(urls[0])
-    return sum(store.sizes([store._strip_protocol(url) for url in urls]))
+    return sum(filesystem(urls[0]).sizes(urls))
 
 
 def _read(logs: Mapping[str, list[SampleRef]], without: frozenset[str], plan: EvalLog) -> list[EvalSample]:
@@ -143,7 +141,7 @@ def _read(logs: Mapping[str, list[SampleRef]], without: frozenset[str], plan: Ev
 
     def read(log: str) -> list[EvalSample]:
         keys = [(sample.id, sample.epoch) for sample in logs[log]]
-        return read_eval_log_samples_by_id(log, keys, exclude_fields=set(without))
+        return read_eval_log_samples_by_id(readable(log), keys, exclude_fields=set(without))
 
     with ThreadPoolExecutor(_LOGS_AT_ONCE) as pool:
         samples = chain.from_iterable(pool.map(read, logs))

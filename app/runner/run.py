@@ -1,5 +1,6 @@
 """Runs exactly the samples it is given, as they would run in one whole evaluation."""
 
+import os
 from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from inspect_ai.scorer import SampleScore
 from inspect_ai.util import EarlyStop
 from pydantic import JsonValue
 
+from app.addresses import folder_for_inspect, task_name
 from app.runner import hooks
 from app.runner.checkpoint import configure, wind_down
 from app.runner.failures import recorded_failure, refusal
@@ -24,6 +26,7 @@ def run(job: Job, out: Writer) -> Failure | None:
     """Called again in a folder that holds an interrupted attempt's log and checkpoints, it resumes there."""
     wind_down.listen()
     subject = resolve(job.spec)
+    name_logs(subject.task)
     check_sandbox(job.spec, subject.task, job.containment)
     if job.digests:
         number(subject.task.dataset)
@@ -72,13 +75,18 @@ def options(job: Job, subject: Subject) -> dict[str, Any]:
         "cost_limit": spec.cost_limit,
         "tags": [f"{key}:{value}" for key, value in spec.tags.items()] or None,
         "metadata": _metadata(job),
-        "log_dir": str(Path(job.directory, LOGS)),
+        "log_dir": folder_for_inspect(Path(job.directory, LOGS)),
         "log_format": "eval",
         "log_realtime": False,
         "display": "none",
         "ctl_server": False,
         "score_display": False,  # metrics after each sample, for nobody to see
     }
+
+
+def name_logs(task: Task) -> None:
+    """Inspect names a log's file after its task, whatever is in that name or however long it is."""
+    os.environ["INSPECT_EVAL_LOG_FILE_PATTERN"] = f"{task_name(task.name)}_{{id}}"
 
 
 def _metadata(job: Job) -> dict[str, Any]:

@@ -21,12 +21,13 @@ def note() -> Tool:
 
 
 @task
-def notes() -> Task:
+def notes(name: str = "notes") -> Task:
     """The same without a sandbox: its checkpoints are quick."""
     return Task(
         dataset=[Sample(id="a", input="Do the steps.", target="done")],
         solver=react(tools=[note()]),
         scorer=model_graded_qa(),
+        name=name,
     )
 
 

@@ -141,6 +141,13 @@ def numbers(n: int = 4, how: str = "", sample: int = 1, epochs: int = 1) -> Task
     return Task(dataset=samples, solver=[misbehave(how, sample), ask()], scorer=odd(), epochs=epochs)
 
 
+@task
+def named(name: str) -> Task:
+    """Its log's file is named after it."""
+    samples = [Sample(id=i, input=f"number {i}", target="x") for i in (1, 2)]
+    return Task(dataset=samples, solver=ask(), scorer=odd(), name=name)
+
+
 @solver
 def leak(marker: str, quiet: int) -> Solver:
     """Says it wherever a sample can, and ends in each of the ways that samples do. `quiet`: the sample that ends well."""
