@@ -193,6 +193,9 @@ def submit(
     max_failures: Annotated[
         int | None, typer.Option(min=1, metavar="N", help="How often a sample may fail by its own fault.")
     ] = None,
+    queue: Annotated[
+        str | None, typer.Option(metavar="NAME", help="The queue that paces it: one that the service allows.")
+    ] = None,
     tags: Annotated[list[str] | None, typer.Option("--tag", metavar="KEY=VALUE", help="A label to find it by.")] = None,
     idempotency_key: Annotated[
         str | None, typer.Option(metavar="KEY", help="The same key and spec give the same evaluation again.")
@@ -222,6 +225,7 @@ def submit(
         "retry_on_error": retry_on_error,
         "checkpoint": checkpoint,
         "max_failures": max_failures,
+        "queue": queue,
         "tags": _pairs("--tag", tags),
     }
     with _client(url) as client:

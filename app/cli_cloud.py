@@ -42,7 +42,10 @@ def setup(
         str | None, typer.Option(metavar="NAME", help="For logs and checkpoints. Default: PROJECT-proctor.")
     ] = None,
     queues: Annotated[
-        list[str] | None, typer.Option("--queue", metavar="NAME", help="A queue; one per model provider is possible.")
+        list[str] | None,
+        typer.Option(
+            "--queue", metavar="NAME", help="A further queue, which specs may name: one per model provider, say."
+        ),
     ] = None,
     project_number: Annotated[
         str | None, typer.Option(metavar="NUMBER", help="The project's number. Default: gcloud is asked.")
@@ -69,10 +72,11 @@ def setup(
         callers=callers,
         network=network,
         subnet=subnet,
+        queues=",".join(dict.fromkeys((place.QUEUE, *(queues or ())))),
     )
     described = service.load(SERVICE_FILE, where, PLACEHOLDER)
     budget.check(described)
-    steps = plan(where, described, tuple(queues or (place.QUEUE,)))
+    steps = plan(where, described, tuple(where.queues.split(",")))
     if not apply:
         print("\n".join(shell(steps)))
         return

@@ -38,11 +38,13 @@ _SAMPLES = TypeAdapter(tuple[SampleRef, ...])
 
 @dataclass(frozen=True, slots=True)
 class Enqueue:
-    """A Cloud Task that is to exist: the execution's `number`-th. `traceparent`: its evaluation's trace."""
+    """A Cloud Task that is to exist: the execution's `number`-th. `traceparent`: its evaluation's trace. `queue`: the name of
+    the queue that its spec asks for; None: the service's own."""
 
     execution_id: str
     number: int
     traceparent: str | None = field(default=None, compare=False)
+    queue: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -333,7 +335,7 @@ class Ledger:
         """Executions whose `sweep_at` has come, each with the number of the Cloud Task to make now. Once taken they are
         due again soon, unless `enqueued` says that the Cloud Task exists."""
         rows = await self._database.run(sql.TAKE_DUE, {"most": most, "sweep": self._sweep.uncertain})
-        return [Enqueue(r.id, r.enqueues, r.traceparent) for r in rows]
+        return [Enqueue(r.id, r.enqueues, r.traceparent, r.queue) for r in rows]
 
     async def enqueued(self, tasks: Sequence[Enqueue]) -> None:
         parameters = {
@@ -493,4 +495,4 @@ def _reason(state: str, error: dict[str, Any] | None) -> Failure:
 
 
 def _report(row: Row[Any]) -> Enqueue | None:
-    return Enqueue(row.report, row.report_enqueues, row.traceparent) if row.report else None
+    return Enqueue(row.report, row.report_enqueues, row.traceparent, row.queue) if row.report else None

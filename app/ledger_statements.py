@@ -208,7 +208,8 @@ WITH target AS MATERIALIZED (
       finished_at = CASE s.kind WHEN 'report' THEN clock_timestamp() END
   FROM settled s, (SELECT count(*) FROM results) AS written
   WHERE v.id = s.evaluation_id AND s.state <> 'pending'
-  RETURNING v.id, v.remaining, v.state, s.kind, v.cancel_requested_at IS NULL AS fan_out, v.traceparent
+  RETURNING v.id, v.remaining, v.state, s.kind, v.cancel_requested_at IS NULL AS fan_out, v.traceparent,
+    v.spec ->> 'queue' AS queue
 ), runs AS (
   INSERT INTO task_executions (id, evaluation_id, kind, position, samples, digests, sweep_at)
   SELECT c.id || '.' || r.n, c.id, 'run', r.n, r.samples, r.digests,
@@ -224,7 +225,7 @@ WITH target AS MATERIALIZED (
 )
 SELECT d.verdict, CASE d.verdict WHEN 'recorded' THEN d.next ELSE d.state END AS state, d.attempt AS current_attempt,
        c.remaining, (SELECT count(*) FROM runs) AS runs, report.id AS report, report.enqueues AS report_enqueues,
-       c.traceparent
+       c.traceparent, c.queue
 FROM decision d LEFT JOIN counted c ON true LEFT JOIN report ON true
 """,
 )
@@ -294,7 +295,8 @@ WITH pending AS MATERIALIZED (
   {_REPORT_AGAIN}
   RETURNING e.id, e.enqueues
 )
-SELECT v.state, coalesce(f.n, 0) AS cancelled, report.id AS report, report.enqueues AS report_enqueues, v.traceparent
+SELECT v.state, coalesce(f.n, 0) AS cancelled, report.id AS report, report.enqueues AS report_enqueues, v.traceparent,
+       v.spec ->> 'queue' AS queue
 FROM evaluations v LEFT JOIN flagged f ON true LEFT JOIN report ON true WHERE v.id = :evaluation
 """,
 )
@@ -349,7 +351,8 @@ WITH due AS MATERIALIZED (
 )
 UPDATE task_executions e SET enqueues = e.enqueues + 1, sweep_at = clock_timestamp() + make_interval(secs => :sweep)
 FROM due WHERE e.id = due.id
-RETURNING e.id, e.enqueues, (SELECT v.traceparent FROM evaluations v WHERE v.id = e.evaluation_id) AS traceparent
+RETURNING e.id, e.enqueues, (SELECT v.traceparent FROM evaluations v WHERE v.id = e.evaluation_id) AS traceparent,
+          (SELECT v.spec ->> 'queue' FROM evaluations v WHERE v.id = e.evaluation_id) AS queue
 """,
 )
 

@@ -107,7 +107,7 @@ async def open_services(settings: Settings, given: Telemetry | None = None) -> A
             tracer=tracer,
             figures=figures,
         )
-        allowed = Allowed(settings.allowed_tasks, settings.allowed_models)
+        allowed = Allowed(settings.allowed_tasks, settings.allowed_models, settings.queues)
         submissions, reader = Submissions(ledger, queue, allowed, tracer), Reader(database)
         yield Services(
             settings=settings,

@@ -57,7 +57,7 @@ class Queue:
     async def create(self, task: Enqueue) -> None:
         """Raises what the service answers, except that a name in use is as good as created."""
         refuse_held_session(f"create a Cloud Task for {task.execution_id}")
-        request = tasks_v2.CreateTaskRequest(parent=self._settings.queue, task=self._task(task))
+        request = tasks_v2.CreateTaskRequest(parent=self._settings.queue_called(task.queue), task=self._task(task))
         async with self._limit:
             try:
                 await self._client.create_task(request, retry=self._retry, timeout=RPC_TIMEOUT)
@@ -78,7 +78,7 @@ class Queue:
                 audience=settings.queue_audience or settings.service_url,
             )
         return tasks_v2.Task(
-            name=f"{settings.queue}/tasks/{task_id(task)}",
+            name=f"{settings.queue_called(task.queue)}/tasks/{task_id(task)}",
             http_request=request,
             dispatch_deadline=Duration(seconds=int(settings.dispatch_deadline)),
         )

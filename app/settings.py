@@ -7,6 +7,7 @@ Numbers whose source is "the story" are those of the fix that took random failur
 import os
 import re
 import tempfile
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 from urllib.parse import unquote, urlsplit
@@ -24,7 +25,7 @@ from pydantic import (
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from app.errors import SettingsError
-from app.spec import SandboxLimits
+from app.spec import QUEUE_ID, SandboxLimits
 
 PREFIX = "PROCTOR_"
 
@@ -53,6 +54,21 @@ Listed = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_listed)]
 """Comma-separated in the environment."""
 
 Launchers = Annotated[tuple[Literal["bubblewrap", "cloud_run"], ...], NoDecode, BeforeValidator(_listed)]
+
+
+OURS = ("proctor", "local")
+"""Sandboxes that every service has. Others come with packages, whose names for them only Inspect knows."""
+
+
+def _no_sandbox(pattern: str) -> str:
+    """Why no task's sandbox that could run here is called so; empty if one may be."""
+    if pattern.lower() == "docker":
+        return "docker cannot run here. A task that declares it runs with `sandbox: proctor` in its spec."
+    if not re.fullmatch(r"[\w.*?\[\]!-]+", pattern, re.ASCII):
+        return "a sandbox is named by letters, digits, `_`, `-` and `.`; entries are parted by commas."
+    if pattern not in OURS and (meant := get_close_matches(pattern.lower(), OURS, n=1, cutoff=0.8)):
+        return f"did you mean {meant[0]!r}?"
+    return ""
 
 
 class Settings(BaseSettings):
@@ -152,6 +168,11 @@ class Settings(BaseSettings):
         default="projects/local/locations/local/queues/proctor",
         pattern=QUEUE_NAME,
         description="Cloud Tasks queue, `projects/…/locations/…/queues/…`.",
+    )
+    allowed_queues: Listed = Field(
+        default=(),
+        description="Queues that a spec may name beside that one, comma-separated names: of the same project and location,"
+        " pushing with the same service account.",
     )
     queue_endpoint: str | None = Field(
         default=None,
@@ -408,6 +429,22 @@ class Settings(BaseSettings):
         """In small letters, as they are compared."""
         return tuple(_caller(entry.lower(), domains=info.field_name == "callers") for entry in entries)
 
+    @field_validator("allowed_queues")
+    @classmethod
+    def _queue_names(cls, entries: tuple[str, ...]) -> tuple[str, ...]:
+        if wrong := [entry for entry in entries if not re.fullmatch(QUEUE_ID, entry)]:
+            raise ValueError(f"{wrong[0]!r} is not a queue's own name: letters, digits and hyphens, at most 100")
+        return entries
+
+    @field_validator("allowed_sandboxes")
+    @classmethod
+    def _can_match(cls, entries: tuple[str, ...]) -> tuple[str, ...]:
+        """A pattern that nothing can match would read as a permission and be none."""
+        for entry in entries:
+            if wrong := _no_sandbox(entry):
+                raise ValueError(f"{entry!r} can never match: {wrong}")
+        return entries
+
     @field_validator("service_url", "oidc_certs_url")
     @classmethod
     def _http(cls, value: str) -> str:
@@ -469,6 +506,15 @@ class Settings(BaseSettings):
     def connections(self) -> int:
         """At most so many to the database, from one worker."""
         return self.pool_size + self.max_overflow
+
+    def queue_called(self, name: str | None) -> str:
+        """The resource name of a queue of these; None: the service's own."""
+        return f"{self.queue.rpartition('/')[0]}/{name}" if name else self.queue
+
+    @property
+    def queues(self) -> tuple[str, ...]:
+        """The names of all that push here, the service's own first."""
+        return tuple(dict.fromkeys((self.queue.rpartition("/")[2], *self.allowed_queues)))
 
     @property
     def project(self) -> str:

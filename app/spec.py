@@ -24,6 +24,10 @@ INT4 = 2**31 - 1
 """The largest integer that everything on the way takes: the database, and languages that read the API."""
 
 
+QUEUE_ID = r"^[A-Za-z0-9-]{1,100}$"
+"""A queue's own name, the end of its resource name. Source: the documentation of Cloud Tasks."""
+
+
 def _bounded(value: Any) -> Any:
     """What neither the interpreter's stack nor Postgres's jsonb can take is refused; without recursion."""
     left = [(value, 1)]
@@ -147,6 +151,11 @@ class Spec(BaseModel):
         ge=1,
         le=10,
         description="How often a sample may fail by its own fault. Lost workers are not charged.",
+    )
+    queue: Annotated[str, StringConstraints(pattern=QUEUE_ID)] | None = Field(
+        default=None,
+        description="The queue that paces this evaluation, for example one with a provider's rate limit: a name that the"
+        " service allows. Default: its own.",
     )
     tags: dict[Tag, Tag] = Field(
         default_factory=dict, max_length=20, description="Your labels, to find evaluations by."

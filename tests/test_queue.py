@@ -1,5 +1,6 @@
 """Cloud Tasks made from due executions: the real client against the emulator."""
 
+import json
 from collections.abc import AsyncIterator
 from datetime import timedelta
 from uuid import uuid4
@@ -12,9 +13,10 @@ from google.cloud.tasks_v2.services.cloud_tasks.transports import CloudTasksGrpc
 from sqlalchemy import text
 
 from app.database.session import Database
+from app.evaluations.submit import Submissions
 from app.ledger import Enqueue, Ledger, Settlement
 from app.local.cloud_tasks import CloudTasksEmulator
-from app.local.stack import create_queue
+from app.local.stack import create_queues
 from app.queue import Queue, enqueue, enqueue_due, open_queue, task_id
 from app.runner.messages import SampleRef
 from app.settings import Settings
@@ -32,9 +34,10 @@ async def emulated(settings: Settings) -> AsyncIterator[Settings]:
                 "queue_service_account": "pusher@project.iam.gserviceaccount.com",
                 "service_url": "http://127.0.0.1:9",
                 "queue_patience": 2.0,
+                "allowed_queues": ("openai",),
             }
         )
-        await create_queue(emulated, min_backoff=5)
+        await create_queues(emulated, min_backoff=5)
         yield emulated
 
 
@@ -69,6 +72,28 @@ async def test_a_cloud_task_carries_what_a_push_needs(
     assert task.http_request.oidc_token.service_account_email == "pusher@project.iam.gserviceaccount.com"
     assert task.http_request.oidc_token.audience == "http://127.0.0.1:9"
     assert task.dispatch_deadline == timedelta(seconds=1800)
+
+
+async def test_all_of_an_evaluation_waits_in_the_queue_that_its_spec_names(
+    queue: Queue, client: tasks_v2.CloudTasksAsyncClient, emulated: Settings, ledger: Ledger
+) -> None:
+    own, named = emulated, emulated.model_copy(update={"queue": emulated.queue_called("openai")})
+    await client.pause_queue(name=named.queue)
+    submissions = Submissions(ledger, queue)
+    evaluation = (await submissions.submit(SPEC.model_copy(update={"queue": "openai"}), "me")).evaluation_id
+    for kind, settlement in (
+        ("plan", Settlement("succeeded", runs=[[SampleRef(id=1, epoch=1)]])),
+        ("1", Settlement("failed")),
+    ):
+        claim = await ledger.claim(f"{evaluation}.{kind}", uuid4())
+        assert claim
+        settled = await ledger.settle(claim.execution_id, claim.attempt, settlement)
+        await enqueue_due(ledger, queue)
+        if settled and settled.report:
+            await enqueue(ledger, queue, [settled.report])
+    assert await listed(client, own) == []
+    pushed = [json.loads(task.http_request.body)["execution_id"] for task in await listed(client, named)]
+    assert sorted(set(pushed)) == [f"{evaluation}.1", f"{evaluation}.plan", f"{evaluation}.report"]
 
 
 def test_names_start_with_a_hash_and_are_the_same_each_time() -> None:

@@ -37,6 +37,12 @@ INSTANCE = "projects/p/locations/us-central1/clusters/c/instances/i"
         ("PROCTOR_CALLERS", "@Developer.gserviceaccount.com", "would admit anybody"),
         ("PROCTOR_PUSH_CALLERS", "@example.com", "not an e-mail"),
         ("PROCTOR_ALLOWED_TASKS", ",", "empty entry"),
+        ("PROCTOR_ALLOWED_QUEUES", "openai,projects/p/locations/l/queues/q", "not a queue's own name"),
+        ("PROCTOR_ALLOWED_SANDBOXES", "proctor,docker", "'docker' can never match: docker cannot run here"),
+        ("PROCTOR_ALLOWED_SANDBOXES", "proctor k8s", "'proctor k8s' can never match: a sandbox is named by letters"),
+        ("PROCTOR_ALLOWED_SANDBOXES", "sandbox:proctor", "entries are parted by commas"),
+        ("PROCTOR_ALLOWED_SANDBOXES", "Proctor", "did you mean 'proctor'?"),
+        ("PROCTOR_ALLOWED_SANDBOXES", "proctr,k8s", "did you mean 'proctor'?"),
         ("PROCTOR_OIDC_CERTS_URL", "file:///etc/certs", "http or https"),
     ],
 )
@@ -109,6 +115,22 @@ def test_the_pool_is_the_story_s() -> None:
     settings = load(database_url=URL)
     assert (settings.pool_recycle, settings.pool_pre_ping, settings.pool_timeout) == (180, True, 30)
     assert (settings.pool_size, settings.max_overflow) == (5, 10)
+
+
+@pytest.mark.parametrize("patterns", ["proctor,local", "*", "k8s,modal", "inspect_[a-z]*", "proctor,ec2-*"])
+def test_sandboxes_that_a_package_may_bring_are_allowed(monkeypatch: pytest.MonkeyPatch, patterns: str) -> None:
+    monkeypatch.setenv("PROCTOR_DATABASE_URL", URL)
+    monkeypatch.setenv("PROCTOR_ALLOWED_SANDBOXES", patterns)
+    assert load().allowed_sandboxes == tuple(patterns.split(","))
+
+
+def test_the_service_s_own_queue_comes_first_among_those_that_a_spec_may_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PROCTOR_DATABASE_URL", URL)
+    monkeypatch.setenv("PROCTOR_QUEUE", "projects/p/locations/l/queues/own")
+    monkeypatch.setenv("PROCTOR_ALLOWED_QUEUES", "openai,own,anthropic")
+    assert load().queues == ("own", "openai", "anthropic")
+    assert load().queue_called("openai") == "projects/p/locations/l/queues/openai"
+    assert load().queue_called(None) == "projects/p/locations/l/queues/own"
 
 
 def test_lists_are_separated_by_commas_and_people_compared_in_small_letters(monkeypatch: pytest.MonkeyPatch) -> None:

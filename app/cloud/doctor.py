@@ -131,7 +131,12 @@ def _mend_database(settings: Settings) -> str:
 
 
 async def check_queue(settings: Settings) -> list[Finding]:
-    """There, running, and as DESIGN wants it."""
+    """All of them: there, running, and as DESIGN wants them."""
+    found = [await _check_one(settings.model_copy(update={"queue": settings.queue_called(q)})) for q in settings.queues]
+    return [finding for findings in found for finding in findings]
+
+
+async def _check_one(settings: Settings) -> list[Finding]:
     _, project, _, location, _, name = settings.queue.split("/")
     where = f"{name} --location={location} --project={project}"
     pushes = settings.max_instances * settings.connections

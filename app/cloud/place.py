@@ -30,6 +30,7 @@ _FORM = {
     "subnet": _NAME,
     "bucket": _BUCKET,
     "callers": r"[^\s;]+",
+    "queues": r"[A-Za-z0-9-]{1,100}(,[A-Za-z0-9-]{1,100})*",
 }
 """What each value may be. Sources: the documentation of each resource's name."""
 
@@ -42,7 +43,8 @@ class PlaceError(ProctorError):
 
 @dataclass(frozen=True)
 class Place:
-    """`callers`: who may use the API, as PROCTOR_CALLERS has it."""
+    """`callers`: who may use the API, as PROCTOR_CALLERS has it. `queues`: comma-separated names, the service's own among
+    them."""
 
     project: str
     project_number: str
@@ -53,6 +55,7 @@ class Place:
     callers: str
     network: str = "default"
     subnet: str = "default"
+    queues: str = QUEUE
 
     def __post_init__(self) -> None:
         wrong = [

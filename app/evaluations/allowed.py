@@ -1,4 +1,4 @@
-"""Which tasks and models a spec may name, where the operator bounds them."""
+"""Which tasks, models and queues a spec may name, where the operator bounds them."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,12 +16,16 @@ class Allowed:
 
     tasks: Sequence[str] = ALL
     models: Sequence[str] = ALL
+    queues: Sequence[str] | None = None
+    """Names; None: any."""
 
     def check(self, spec: Spec) -> None:
         """Raises `InvalidRequest` that says what is allowed."""
         wrong = [] if self._has_task(spec.task) else [_wrong("task", spec.task, self.tasks)]
         named = {"model": spec.model} | {f"model_roles.{role}": name for role, name in spec.model_roles.items()}
         wrong += [_wrong(field, name, self.models) for field, name in named.items() if not _fits(name, self.models)]
+        if spec.queue is not None and self.queues is not None and spec.queue not in self.queues:
+            wrong.append(_wrong("queue", spec.queue, self.queues))
         if wrong:
             raise InvalidRequest(" ".join(f"{one['field']}: {one['message']}" for one in wrong), wrong)
 

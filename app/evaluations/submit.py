@@ -35,7 +35,9 @@ class Submissions:
             submitted = await self.register(spec, caller, idempotency_key)
             tell(span, evaluation=submitted.evaluation_id, created=submitted.created)
             if submitted.created:
-                await enqueue(self.ledger, self.queue, [Enqueue(f"{submitted.evaluation_id}.plan", 1, to_text())])
+                await enqueue(
+                    self.ledger, self.queue, [Enqueue(f"{submitted.evaluation_id}.plan", 1, to_text(), spec.queue)]
+                )
         return submitted
 
     async def register(self, spec: Spec, caller: str, idempotency_key: str | None) -> Submitted:

@@ -87,7 +87,7 @@ async def open_stack(
         )
         configure_logging(settings)
         await migrate_async(settings)
-        await create_queue(settings, min_backoff)
+        await create_queues(settings, min_backoff)
         await _forget_the_lost_queue(settings)
         server = await stack.enter_async_context(_serve(settings, listener, telemetry))
         await stack.enter_async_context(_sweep(settings, emulator, sweep_every))
@@ -114,23 +114,24 @@ async def _run_local(port: int, data: Path) -> None:
         console.print("Stopping.")
 
 
-async def create_queue(settings: Settings, min_backoff: float) -> None:
-    """With the retry settings that DESIGN asks for: the queue keeps delivering, the ledger decides when to give up."""
+async def create_queues(settings: Settings, min_backoff: float) -> None:
+    """All that push here. By their retry settings they keep delivering: the ledger decides when to give up."""
     assert settings.queue_endpoint is not None
     async with grpc.aio.insecure_channel(settings.queue_endpoint) as channel:
         client = tasks_v2.CloudTasksAsyncClient(transport=CloudTasksGrpcAsyncIOTransport(channel=channel))
-        queue = tasks_v2.Queue(
-            name=settings.queue,
-            rate_limits=tasks_v2.RateLimits(max_concurrent_dispatches=CONCURRENT_DISPATCHES),
-            retry_config=tasks_v2.RetryConfig(
-                max_attempts=-1,
-                max_retry_duration=Duration(),
-                min_backoff=Duration(nanos=round(min_backoff % 1 * 1e9), seconds=int(min_backoff)),
-                max_backoff=Duration(seconds=60),
-                max_doublings=4,
-            ),
-        )
-        await client.create_queue(parent=settings.queue.partition("/queues/")[0], queue=queue)
+        for name in settings.queues:
+            queue = tasks_v2.Queue(
+                name=settings.queue_called(name),
+                rate_limits=tasks_v2.RateLimits(max_concurrent_dispatches=CONCURRENT_DISPATCHES),
+                retry_config=tasks_v2.RetryConfig(
+                    max_attempts=-1,
+                    max_retry_duration=Duration(),
+                    min_backoff=Duration(nanos=round(min_backoff % 1 * 1e9), seconds=int(min_backoff)),
+                    max_backoff=Duration(seconds=60),
+                    max_doublings=4,
+                ),
+            )
+            await client.create_queue(parent=settings.queue.partition("/queues/")[0], queue=queue)
 
 
 async def _forget_the_lost_queue(settings: Settings) -> None:

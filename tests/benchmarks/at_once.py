@@ -21,7 +21,7 @@ import psutil
 from app.database.migrate import migrate_async
 from app.local.cloud_tasks import CloudTasksEmulator
 from app.local.postgres import open_postgres
-from app.local.stack import create_queue
+from app.local.stack import create_queues
 from app.settings import load
 from tests.processes import is_forkserver
 from tests.report import Goal, Report, Value
@@ -103,7 +103,7 @@ async def _service(folder: Path) -> "AsyncIterator[tuple[subprocess.Popen[bytes]
             )
             address = f"http://127.0.0.1:{settings.port}"
             await migrate_async(settings)
-            await create_queue(settings, min_backoff=1)
+            await create_queues(settings, min_backoff=1)
             environment = os.environ | {
                 "PROCTOR_DATABASE_URL": url,
                 "PROCTOR_QUEUE_ENDPOINT": emulator.endpoint,

@@ -2,6 +2,7 @@
 
 import shlex
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -41,7 +42,7 @@ def test_setup_prints_and_does_nothing(gcloud: Gcloud, here: Path) -> None:
 def test_setup_applies_and_keeps_what_it_was_told(gcloud: Gcloud, here: Path, place: Place) -> None:
     result = CliRunner().invoke(app, [*SETUP, "--project-number", "123456789012", "--apply", "--queue", "openai"])
     assert result.exit_code == 0, result.exception
-    assert load(here / "deploy.env") == place
+    assert load(here / "deploy.env") == replace(place, queues="proctor,openai")
     assert any(said.startswith("tasks queues create openai ") for said in gcloud.said)
     assert "gcloud builds submit --region=us-central1 --project=my-project" in result.stderr
     assert "gcloud secrets versions add proctor-openai-api-key --data-file=-" in result.stdout, "left to do"

@@ -27,7 +27,7 @@ from app.cli import app
 from app.cloud import doctor
 from app.cloud.doctor import Finding, examine
 from app.local.cloud_tasks import CloudTasksEmulator
-from app.local.stack import create_queue
+from app.local.stack import create_queues
 from app.settings import Settings, load
 
 ADDRESS = "https://proctor-1.us-central1.run.app"
@@ -49,7 +49,7 @@ async def whole(database_url: str, emulator: CloudTasksEmulator, tmp_path: Path)
         artifacts=f"file://{tmp_path}/artifacts",
         scratch=tmp_path / "scratch",
     )
-    await create_queue(settings, min_backoff=5)
+    await create_queues(settings, min_backoff=5)
     return settings
 
 
@@ -130,6 +130,11 @@ async def test_a_missing_queue_is_told_with_the_command_that_makes_it(whole: Set
     name = gone.queue.rpartition("/")[2]
     made = f"gcloud tasks queues create {name} --location=us-central1 --project=my-project --max-attempts=-1 "
     assert (finding.mend or "").startswith(made)
+
+
+async def test_every_queue_that_a_spec_may_name_is_looked_at(whole: Settings) -> None:
+    findings = await doctor.check_queue(whole.model_copy(update={"allowed_queues": ("openai",)}))
+    assert [(finding.ok, "openai" in finding.says) for finding in findings] == [(True, False), (False, True)]
 
 
 async def test_a_queue_that_gives_up_or_dispatches_too_much_is_told(whole: Settings) -> None:

@@ -28,7 +28,7 @@ import httpx
 from app.database.migrate import migrate_async
 from app.local.cloud_tasks import CloudTasksEmulator
 from app.local.postgres import open_postgres
-from app.local.stack import create_queue
+from app.local.stack import create_queues
 from app.settings import load
 from tests.benchmarks.gauges import percentile
 from tests.drills.instance import QUEUE, UPKEEP, Door, Instance, Moment, Place, start_instance
@@ -211,7 +211,7 @@ async def open_drill(folder: Path, database_url: str) -> AsyncIterator[Drill]:
         stack.push_async_callback(direct.close)
         emulator = await stack.enter_async_context(CloudTasksEmulator())
         door = await stack.enter_async_context(Door().open())
-        await create_queue(load(database_url=database_url, queue_endpoint=emulator.endpoint), min_backoff=0.1)
+        await create_queues(load(database_url=database_url, queue_endpoint=emulator.endpoint), min_backoff=0.1)
 
         async def start() -> Instance:
             given = {

@@ -51,6 +51,13 @@ def test_what_fits_none_is_refused_with_what_is_allowed(refused: Spec, field: st
     assert ("suite/*, proctor/programming" if field == "task" else "openai/*, mockllm/model") in str(error.value)
 
 
+def test_a_queue_is_one_of_those_that_push_here() -> None:
+    allowed = Allowed(queues=("proctor", "openai"))
+    allowed.check(spec().model_copy(update={"queue": "openai"}))
+    with pytest.raises(InvalidRequest, match=r"queue: 'anthropic' is not allowed here\. Allowed are: proctor, openai"):
+        allowed.check(spec().model_copy(update={"queue": "anthropic"}))
+
+
 def test_by_default_everything_is_allowed() -> None:
     Allowed().check(spec("../anything.py@it", "any/model", grader="any/other"))
 
