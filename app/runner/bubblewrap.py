@@ -11,6 +11,7 @@ process that started it, however that ends, and the files with it.
 
 import asyncio
 import importlib
+import os
 import shlex
 import shutil
 from collections.abc import Mapping
@@ -34,6 +35,7 @@ from app.runner.place import (
     variables,
 )
 from app.runner.reachable import where_reachable
+from app.runner.syscalls import ALWAYS, MACHINES, SYSTEM_V, UNMAPPED_MEMORY, without
 from app.runner.visible import system_mounts
 from app.runner.watchdog import Watchdog
 from app.spec import SandboxLimits
@@ -45,13 +47,29 @@ ADVICE = (
 )
 _START = 30.0  # seconds for the holder: mounting takes milliseconds
 _READY = b"ready\n"
+_FILTER = "9"  # the descriptor by which bubblewrap gets it
+_OPEN_FILTER = f'exec {_FILTER}<"$1" || exit 125; shift; exec "$@"'
 
 _FILES = "/sys"
 """Where the holder mounts: every Linux has the folder, no Python or package lies there, and calls need nothing of it."""
 
-# A name and its bytes, in pairs. A file takes at least a page, so there need be no more inodes than pages: without a limit of
-# their own, empty files would fill the memory of a file system that is never full.
+_KERNEL = Path("/proc/sys")
+_SHARE = 16
+"""One sample's part of what the kernel grants each user of the machine, and so all samples together: 1/16th. Ours: as many as
+a worker runs at once."""
+_READY_BOUNDED = b"ready, System V bounded\n"
+
+# $1, $2: inotify's instances and watches; $3: pages of System V's shared memory. Then a name and its bytes, in pairs. A file
+# takes at least a page, so there need be no more inodes than pages: without a limit of their own, empty files would fill the
+# memory of a file system that is never full.
 _HOLD = f"""
+allow() {{ [ ! -e "{_KERNEL}/$1" ] || echo "$2" > "{_KERNEL}/$1"; }}
+allow user/max_inotify_instances "$1" && allow user/max_inotify_watches "$2" || exit 1
+allow user/max_fanotify_groups "$1" && allow user/max_fanotify_marks "$2" || exit 1
+ready='ready'
+allow kernel/shmall "$3" 2>/dev/null && allow kernel/msgmni 32 && allow kernel/sem '250 3200 32 128' &&
+  allow fs/mqueue/queues_max 16 && ready='ready, System V bounded'
+shift 3
 mount -t tmpfs -o size=1M,nr_inodes=64,mode=0755,nosuid,nodev files {_FILES} && cd {_FILES} && mkdir etc || exit 1
 {"".join(f"printf %s {shlex.quote(content)} > etc/{name} || exit 1{chr(10)}" for name, content in ETC.items())}
 while [ $# -gt 0 ]; do
@@ -59,7 +77,7 @@ while [ $# -gt 0 ]; do
   mount -t tmpfs -o "size=$2,nr_inodes=$(($2 / 4096 + 16)),mode=0700,nosuid,nodev" "$1" "{_FILES}/$1" || exit 1
   shift 2
 done
-mkdir tmp/tmp tmp/var tmp/shm && echo ready && read -r _
+mkdir tmp/tmp tmp/var tmp/shm && echo "$ready" && read -r _
 """
 
 
@@ -71,9 +89,10 @@ class Bubblewrap:
     def __init__(self, directory: Path, limits: SandboxLimits, cgroup: Cgroup | None) -> None:
         self.directory = directory
         self.calls = directory / "calls"
+        self._filter = directory / "filter"
         self._cgroup = cgroup
         memory = None if cgroup else limits.memory
-        self.watchdog = Watchdog(self.calls, memory, None if cgroup else limits.processes)
+        self.watchdog = Watchdog(self.calls, memory, None if cgroup else limits.processes, supplies=True)
         self._holder: Process
 
     @classmethod
@@ -92,8 +111,8 @@ class Bubblewrap:
         pairs = [str(part) for pair in file_sizes(limits).items() for part in pair]
         command = [
             *enter(self._cgroup.doors if self._cgroup else []),
-            *(*become(), "/usr/bin/unshare", "--user", "--map-root-user", "--mount"),
-            *("/bin/sh", "-c", _HOLD, "hold", *pairs),
+            *(*become(), "/usr/bin/unshare", "--user", "--map-root-user", "--mount", "--ipc"),
+            *("/bin/sh", "-c", _HOLD, "hold", *_supplies(limits), *pairs),
         ]
         try:
             self._holder = await anyio.open_process(command, start_new_session=True)
@@ -103,25 +122,43 @@ class Bubblewrap:
         assert self._holder.stderr
         said = b""
         with suppress(anyio.EndOfStream), anyio.move_on_after(_START):
-            while not said.endswith(_READY):
+            while not said.endswith(b"\n"):
                 said += await self._holder.stdout.receive()
-        if said != _READY:
+        if said not in (_READY, _READY_BOUNDED):
             with suppress(ProcessLookupError):
                 self._holder.kill()
             reason = b"".join([part async for part in self._holder.stderr]).decode(errors="replace").strip()
             raise NoLauncher(f"The sandbox could not start: {reason or 'nothing was mounted'}. {ADVICE}")
+        await anyio.to_thread.run_sync(self._write_filter, said == _READY_BOUNDED)
+
+    def _write_filter(self, system_v_bounded: bool) -> None:
+        refused = [*ALWAYS, *(() if self._cgroup else UNMAPPED_MEMORY), *(() if system_v_bounded else SYSTEM_V)]
+        self._filter.write_bytes(without(refused))
 
     def command(self, user: str, env: Mapping[str, str], call: Path) -> list[str]:
-        into = ["/usr/bin/nsenter", "--target", str(self._holder.pid), "--user", "--mount", "--preserve-credentials"]
+        into = ["/usr/bin/nsenter", "--target", str(self._holder.pid), "--user", "--mount", "--ipc"]
         doors = [str(call), *(self._cgroup.doors if self._cgroup else [])]
-        return [*enter(doors), *become(), *into, *self._bubblewrap(user, env)]
+        opened = [
+            "/bin/sh",
+            "-c",
+            _OPEN_FILTER,
+            "filter",
+            str(self._filter),
+        ]  # while the service's folders can be entered
+        return [*enter(doors), *opened, *become(), *into, "--preserve-credentials", *self._bubblewrap(user, env)]
 
     def _bubblewrap(self, user: str, env: Mapping[str, str]) -> list[str]:
         return [
             binary(),
-            *("--unshare-user", "--unshare-pid", "--unshare-net", "--unshare-ipc", "--unshare-uts"),
+            *(
+                "--unshare-user",
+                "--unshare-pid",
+                "--unshare-net",
+                "--unshare-uts",
+            ),  # ipc: the holder's, which is bounded
             *("--unshare-cgroup-try", "--disable-userns", "--cap-drop", "ALL", "--die-with-parent", "--new-session"),
             "--as-pid-1",  # or a process of bubblewrap's own would be the first, and outlive the one that we wait for
+            *(("--seccomp", _FILTER) if os.uname().machine in MACHINES else ()),
             *("--uid", str(UIDS[user]), "--gid", str(UIDS[user]), "--hostname", "sandbox"),
             *("--proc", "/proc", "--dev", "/dev"),
             *system_mounts(),
@@ -145,6 +182,13 @@ class Bubblewrap:
             await asyncio.to_thread(self._cgroup.remove)
         # what is left lies in the attempt's folder, and is no reason to fail its sample
         await asyncio.to_thread(shutil.rmtree, self.directory, ignore_errors=True)
+
+
+def _supplies(limits: SandboxLimits) -> list[str]:
+    """A sample's inotify instances, inotify watches, and pages of shared memory that need nobody attached to them."""
+    watch = [_KERNEL / "fs/inotify" / name for name in ("max_user_instances", "max_user_watches")]
+    shares = [int(file.read_text()) // _SHARE if file.exists() else 2**16 for file in watch]
+    return [*(str(max(share, 1)) for share in shares), str((limits.memory or 0) // _SHARE // 4096)]
 
 
 def binary() -> str:

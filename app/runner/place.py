@@ -133,6 +133,10 @@ def rlimits(limits: SandboxLimits) -> list[str]:
         f"--nproc={limits.processes}",
         "--nofile=1024",  # the usual soft limit, here for good
         "--core=0",  # a core dump is of no use to anyone here
+        # counted for each user of the machine, and so for all samples: shares that leave the others theirs
+        "--sigpending=512",
+        "--msgqueue=65536",
+        "--memlock=1048576",
     ]
 
 

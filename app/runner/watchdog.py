@@ -13,27 +13,36 @@ from pathlib import Path
 
 import anyio
 
+from app.runner.memory import held_by
+
 logger = logging.getLogger(__name__)
 
 LOOK_EVERY = 0.1
 """Seconds between two looks while something runs. Ours: a process that takes 2 GiB a second is ended 0.2 GiB late."""
-_KILOBYTE, _PAGE = 1024, 4096
+MOST_WATCHES = 2**16
+"""Descriptors that all epolls of a sample watch together: the kernel counts them for each user of the machine
+(fs.epoll.max_user_watches, about 250,000 for each GiB of memory), and so for all samples and the service."""
+_OPEN = 64
+"""Descriptors for each process that a sample may have, on average; 1,024 for one. Ours: a compiler has ten."""
+_PAGE = 4096
 
 
 @dataclass
 class Watchdog:
     """Watches the calls whose pids lie in `calls` (a file each). A bound of None is somebody else's to hold. `disks`:
-    folders and how many bytes of files each may hold. `ended`: the calls it has ended, and why."""
+    folders and how many bytes of files each may hold. `supplies`: whether to bound what the kernel counts for each user of
+    the machine, and so for all samples together. `ended`: the calls it has ended, and why."""
 
     calls: Path
     memory: int | None = None
     processes: int | None = None
     disks: dict[Path, int] = field(default_factory=dict)
+    supplies: bool = False
     ended: dict[str, str] = field(default_factory=dict)
 
     @property
     def idle(self) -> bool:
-        return self.memory is None and self.processes is None and not self.disks
+        return self.memory is None and self.processes is None and not self.disks and not self.supplies
 
     async def watch(self) -> None:
         """Until it is cancelled."""
@@ -44,6 +53,11 @@ class Watchdog:
                     await anyio.to_thread.run_sync(self.look)
             except Exception:  # one look that failed must not be the last
                 logger.exception("the watchdog could not look")
+
+    @property
+    def most_open(self) -> int:
+        """Descriptors of all processes together."""
+        return _OPEN * max(self.processes or 0, 128)
 
     def look(self) -> None:
         roots = dict(self._roots())
@@ -59,8 +73,15 @@ class Watchdog:
     def _over(self, pids: list[int]) -> str | None:
         if self.processes is not None and len(pids) > self.processes:
             return f"it had more than {self.processes} processes"
-        if self.memory is not None and sum(map(memory_of, pids)) > self.memory:
-            return f"its processes used more than {self.memory >> 20} MiB of memory together"
+        if self.memory is not None or self.supplies:
+            most_open = self.most_open
+            held = held_by(pids, most_open, self.memory is not None)
+            if self.memory is not None and held.bytes > self.memory:
+                return f"its processes used more than {self.memory >> 20} MiB of memory together"
+            if held.open > most_open:
+                return f"its processes had more than {most_open} files open together"
+            if held.watches > MOST_WATCHES:
+                return f"its processes watched more than {MOST_WATCHES} files together"
         for folder, most in self.disks.items():
             if size_of(folder) > most:
                 return f"its files in /{folder.name} were larger than {most >> 20} MiB together"
@@ -92,20 +113,6 @@ def parent_of(pid: int) -> int:
     """Raises OSError if there is no such process."""
     # proc(5): the fourth field; the second, the program's name, may hold anything
     return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
-
-
-def memory_of(pid: int) -> int:
-    """Bytes: the share of a process in what it uses, where the kernel tells; else all of it."""
-    with suppress(OSError):
-        return _kilobytes(f"/proc/{pid}/smaps_rollup", ("Pss_Anon:", "Pss_Shmem:")) * _KILOBYTE
-    with suppress(OSError):
-        return _kilobytes(f"/proc/{pid}/status", ("RssAnon:", "RssShmem:")) * _KILOBYTE
-    return 0
-
-
-def _kilobytes(file: str, names: tuple[str, ...]) -> int:
-    lines = (line.split() for line in Path(file).read_text().splitlines())
-    return sum(int(words[1]) for words in lines if words and words[0] in names)
 
 
 def size_of(folder: Path) -> int:

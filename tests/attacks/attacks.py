@@ -48,12 +48,14 @@ def parents():
 
 @dataclass(frozen=True)
 class Attack:
-    """`not_local`: why it cannot be shown where nothing is isolated; `only_root`: nor there by an ordinary user."""
+    """`not_local`: why it cannot be shown where nothing is isolated; `only_root`: nor there by an ordinary user;
+    `gets_through_cloud_run`: why that launcher does not hold it, as SECURITY.md says."""
 
     name: str
     run: Run
     not_local: str | None = None
     only_root: bool = False
+    gets_through_cloud_run: str | None = None
 
 
 async def execute(sandbox: SandboxEnvironment, program: str, targets: Targets) -> ExecResult[str]:
@@ -62,12 +64,12 @@ async def execute(sandbox: SandboxEnvironment, program: str, targets: Targets) -
     )
 
 
-def _program(name: str, program: str, *, not_local: str | None = None, only_root: bool = False) -> Attack:
+def _program(name: str, program: str, **options: Any) -> Attack:
     async def run(sandbox: SandboxEnvironment, targets: Targets) -> bool:
         result = await execute(sandbox, program, targets)
         return any(line.startswith("REACHED") for line in result.stdout.splitlines())
 
-    return Attack(name, run, not_local, only_root)
+    return Attack(name, run, **options)
 
 
 def _connect(name: str, target: str) -> Attack:
@@ -353,7 +355,131 @@ async def _too_much_output(sandbox: SandboxEnvironment, targets: Targets) -> boo
     return len(result.stdout) > int(targets["output"]) + 2**16
 
 
+# Memory that no process maps: each holds 600 MiB, in parts, and nothing of it when it ends.
+_UNSEEN = "nothing outside sees it, and nothing inside may be asked"
+
+_WITHOUT_A_NAME = """
+held = []
+for number in range(12):
+    held.append(os.memfd_create(f"part-{number}"))
+    for _ in range(50): os.write(held[-1], b"x" * 2**20)
+    time.sleep(targets['breath'])
+time.sleep(targets['pause'])
+reached()
+"""
+
+_SYSTEM_V = """
+libc = ctypes.CDLL(None, use_errno=True)
+libc.shmat.restype, libc.shmat.argtypes = ctypes.c_void_p, (ctypes.c_int, ctypes.c_void_p, ctypes.c_int)
+libc.shmdt.argtypes = (ctypes.c_void_p,)
+held = []
+try:
+    for _ in range(12):
+        part = libc.shmget(0, 50 * 2**20, 0o600 | 0o1000)  # IPC_PRIVATE, IPC_CREAT
+        if part == -1: break
+        held.append(part)
+        address = libc.shmat(part, None, 0)
+        ctypes.memset(address, 1, 50 * 2**20)
+        libc.shmdt(address)
+        time.sleep(targets['breath'])
+    else:
+        time.sleep(targets['pause'])
+        reached()
+finally:
+    for part in held: libc.shmctl(part, 0, None)  # IPC_RMID
+"""
+
+_GIVEN_BACK = """
+import mmap
+held = []
+for _ in range(12):
+    held.append(mmap.mmap(-1, 50 * 2**20))
+    for at in range(0, 50 * 2**20, 4096): held[-1][at] = 1
+    held[-1].madvise(mmap.MADV_DONTNEED)
+    time.sleep(targets['breath'])
+time.sleep(targets['pause'])
+reached()
+"""
+
+_SOCKETS = """
+ours, theirs = os.pipe()
+told, tell = os.pipe()
+for _ in range(4):
+    if os.fork() == 0:
+        os.close(theirs)
+        held, total = [], 0
+        while len(held) < 450:
+            pair = socket.socketpair()
+            held.append(pair)
+            for end in pair:
+                end.setblocking(False)
+                try:
+                    while True: total += end.send(b"x" * 2**15)
+                except BlockingIOError: pass
+        os.write(tell, total.to_bytes(8, "big"))
+        os.read(ours, 1)
+        os._exit(0)
+os.close(tell)
+total = 0
+while part := os.read(told, 8):
+    total += int.from_bytes(part, "big")
+    if total > 400 * 2**20:
+        time.sleep(targets['pause'])
+        reached()
+        break
+"""
+
+_WAITING = """
+listener = socket.socket(socket.AF_UNIX)
+listener.bind("\\0" + targets['mark'])
+listener.listen(4096)
+total = 0
+for number in range(3500):
+    with socket.socket(socket.AF_UNIX) as client:
+        client.setblocking(False)
+        client.connect("\\0" + targets['mark'])
+        try:
+            while True: total += client.send(b"x" * 2**15)
+        except BlockingIOError: pass
+    if number % 400 == 0: time.sleep(targets['breath'])
+    if total > 400 * 2**20:
+        time.sleep(targets['pause'])
+        reached()
+        break
+"""
+
+# What the kernel counts for each user of the machine, and so for all samples together.
+_INOTIFY = """
+libc, held = ctypes.CDLL(None), 0
+while held < 40 and libc.inotify_init1(0) != -1: held += 1
+if held == 40: reached()
+"""
+
+_KEYS = """
+syscall = {"x86_64": 248, "aarch64": 217}[os.uname().machine]  # add_key
+if ctypes.CDLL(None).syscall(syscall, b"user", b"mine", b"x", 1, -2) > 0: reached()  # of this process's own keyring
+"""
+
+_EPOLL = """
+import resource
+pipes = [os.pipe() for _ in range(150)]
+polls = [select.epoll() for _ in range(300)]
+for poll in polls:
+    for pair in pipes:
+        for end in pair: poll.register(end)
+time.sleep(targets['pause'])
+reached()
+"""
+
 USING = [
+    _program("files in memory without a name", _WITHOUT_A_NAME, gets_through_cloud_run=_UNSEEN),
+    _program("shared memory that nobody is attached to", _SYSTEM_V, gets_through_cloud_run=_UNSEEN),
+    _program("shared memory that is given back and kept", _GIVEN_BACK, gets_through_cloud_run=_UNSEEN),
+    _program("what waits in sockets", _SOCKETS, gets_through_cloud_run=_UNSEEN),
+    _program("what waits where nobody accepts", _WAITING, gets_through_cloud_run=_UNSEEN),
+    _program("every inotify instance", _INOTIFY, gets_through_cloud_run="the platform's kernel is the sandbox's own"),
+    _program("the user's keys", _KEYS, gets_through_cloud_run="the platform's kernel is the sandbox's own"),
+    _program("every epoll watch", _EPOLL, gets_through_cloud_run="the platform's kernel is the sandbox's own"),
     _program("processes without end", _FORK),
     _program("memory of one process", "held = bytearray(b'x') * (600 * 2**20)\nreached()"),
     _program("memory of many processes", holding(6, "targets['pause']") + "if count == 6: reached()"),

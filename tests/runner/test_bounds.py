@@ -1,7 +1,9 @@
 """What one sample's code may use in sum: held by a control group, and where none can be made, by the watchdog."""
 
+import errno
 import os
 import signal
+import struct
 from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
 from pathlib import Path
@@ -18,6 +20,7 @@ from app.runner.launchers import Launched, open_place
 from app.runner.messages import Containment
 from app.runner.place import make_directory
 from app.runner.sandbox import ProctorSandbox, contain
+from app.runner.syscalls import ALWAYS, MACHINES, without
 from app.runner.watchdog import Watchdog, tree
 from app.spec import SandboxLimits
 from tests.attacks.attacks import holding, stays_alive
@@ -48,7 +51,7 @@ async def bounded(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatc
 
 async def test_memory_is_bounded_in_sum(bounded: ProctorSandbox) -> None:
     result = await bounded.exec(["python3", "-c", TOGETHER], timeout=60)
-    if bounded._launched.watchdog.idle:
+    if bounded._launched.watchdog.memory is None:
         assert int(result.stdout) < 4
     else:
         assert not result.success
@@ -58,6 +61,103 @@ async def test_memory_is_bounded_in_sum(bounded: ProctorSandbox) -> None:
 async def test_the_sandbox_works_after_a_command_that_wanted_too_much(bounded: ProctorSandbox) -> None:
     await bounded.exec(["python3", "-c", TOGETHER], timeout=60)
     assert (await bounded.exec(["echo", "works"])).stdout == "works\n"
+
+
+TAKE = """
+import ctypes, sys, time
+libc, count = ctypes.CDLL(None), 0
+while count < 1000 and libc.inotify_init1(0) != -1: count += 1
+print(count, flush=True)
+open("taken", "w").close()
+time.sleep(60)
+"""
+
+
+async def test_one_sample_leaves_its_neighbours_their_inotify_instances(
+    bounded: ProctorSandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The kernel grants each user of the machine 128 of them by default, and all samples are one user."""
+    neighbour = await _open(monkeypatch, cgroups=False)
+    try:
+        async with anyio.create_task_group() as group:
+            group.start_soon(bounded.exec, ["python3", "-c", TAKE])
+            with anyio.fail_after(60):
+                while not (await bounded.exec(["test", "-e", "taken"])).success:
+                    await anyio.sleep(0.02)
+            seen = await neighbour.exec(["python3", "-c", "import ctypes; print(ctypes.CDLL(None).inotify_init1(0))"])
+            group.cancel_scope.cancel()
+        assert int(seen.stdout) >= 0
+    finally:
+        await ProctorSandbox.sample_cleanup("test", None, {"default": neighbour}, False)
+
+
+SEGMENTS = """
+import ctypes
+libc, count = ctypes.CDLL(None, use_errno=True), 0
+while count < 64 and libc.shmget(0, 2**20, 0o1600) != -1: count += 1
+print(count)
+"""
+
+
+async def test_shared_memory_that_lasts_is_bounded_for_the_sample_and_not_for_the_call(bounded: ProctorSandbox) -> None:
+    first, second = [int((await bounded.exec(["python3", "-c", SEGMENTS])).stdout) for _ in range(2)]
+    assert LIMITS.memory
+    assert first <= LIMITS.memory // 16 // 2**20
+    assert second == 0
+
+
+async def test_what_needs_no_such_supply_does_without_it(bounded: ProctorSandbox) -> None:
+    """A system call that is refused is one the kernel does not have: programs go on without."""
+    result = await bounded.exec(
+        [
+            "python3",
+            "-c",
+            "import ctypes; c = ctypes.CDLL(None, use_errno=True); print(c.syscall(425, 1, 0), ctypes.get_errno())",
+        ]
+    )
+    assert result.stdout == f"-1 {errno.ENOSYS}\n"
+
+
+async def test_programs_that_share_memory_and_talk_work(bounded: ProctorSandbox) -> None:
+    program = """
+import multiprocessing, multiprocessing.shared_memory, mmap, socket, subprocess
+def double(n): return 2 * n
+with multiprocessing.get_context("fork").Pool(4) as pool: assert pool.map(double, range(100))[-1] == 198
+shared = multiprocessing.shared_memory.SharedMemory(create=True, size=2**20)
+shared.close(); shared.unlink()
+mmap.mmap(-1, 2**20)[0] = 1
+with socket.create_server(("127.0.0.1", 0)) as server: socket.create_connection(server.getsockname()).close()
+assert subprocess.run(["sh", "-c", "seq 100000 | sort -n | tail -1"], capture_output=True).stdout == b"100000\\n"
+print("works")
+"""
+    result = await bounded.exec(["python3", "-c", program], timeout=60)
+    assert result.stdout == "works\n", result.stderr
+
+
+def test_another_machine_s_calls_are_not_let_through() -> None:
+    for machine, (audit, numbers) in MACHINES.items():
+        program = list(struct.iter_unpack("HBBI", without(ALWAYS, machine)))
+        for number, expected in [(numbers["keyctl"], ENOSYS), (numbers["keyctl"] | 2**30, ENOSYS), (0, ALLOWED)]:
+            assert decide(program, audit, number) == expected
+        assert decide(program, 0x40000003, 0) == ENOSYS  # i386
+    assert without(ALWAYS, "riscv64") == b""
+
+
+ALLOWED, ENOSYS = 0x7FFF0000, 0x00050000 | errno.ENOSYS
+
+
+def decide(program: list[tuple[int, ...]], machine: int, number: int) -> int:
+    """What the kernel would make of it: an interpreter of the four instructions in use."""
+    at, loaded = 0, 0
+    while True:
+        code, true, false, value = program[at]
+        if code == 0x06:
+            return value
+        if code == 0x20:
+            loaded, step = {0: number, 4: machine}[value], 0
+        else:
+            step = true if (loaded == value if code == 0x15 else loaded >= value) else false
+        at += 1 + step
 
 
 async def test_files_are_bounded_in_sum_and_in_number(bounded: ProctorSandbox) -> None:
