@@ -1,0 +1,130 @@
+"""Files in a store, on fsspec: ``file://`` or ``gs://``. Synchronous, and without the rest of the service: a child uses it
+too.
+"""
+
+import functools
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, ParamSpec, TypeVar
+from uuid import uuid4
+
+from tenacity import (
+    retry,
+    retry_if_exception_type,
+    retry_if_not_exception_type,
+    stop_after_delay,
+    wait_random_exponential,
+)
+
+from app.addresses import address, filesystem, local_path
+
+PATIENCE = 60
+"""Seconds for which one file, or one listing, is tried again. Ours: as long as a failover of the database."""
+
+HALF = ".half"
+
+_STORES = ("aiohttp", "gcsfs", "google")
+"""Packages whose errors are what a bucket, or the way to it, has to say."""
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+def _again(call: Callable[P, T]) -> Callable[P, T]:
+    """Tries again for `PATIENCE`. A bucket's errors are not all OSErrors as a disk's are; here they become such."""
+
+    @retry(
+        retry=retry_if_exception_type(OSError) & retry_if_not_exception_type(FileNotFoundError),
+        stop=stop_after_delay(PATIENCE),
+        wait=wait_random_exponential(multiplier=0.1, max=5),
+        reraise=True,
+    )
+    @functools.wraps(call)
+    def patient(*args: P.args, **named: P.kwargs) -> T:
+        try:
+            return call(*args, **named)
+        except OSError:
+            raise
+        except Exception as error:
+            if type(error).__module__.partition(".")[0] in _STORES:
+                raise OSError(f"{type(error).__name__}: {error}") from error
+            raise
+
+    return patient
+
+
+class Store:
+    """`root` is an address. What the store refuses for longer than `PATIENCE` is raised as an OSError."""
+
+    def __init__(self, root: str) -> None:
+        self._root = root
+        self._local = local_path(root) is not None
+        # other workers write there too: a remembered listing would hide what they did
+        self._filesystem: Any = filesystem(root, use_listings_cache=False)
+
+    def url(self, *parts: str | int) -> str:
+        """Of a file or a folder: evaluation, execution, attempt, name, as far as given."""
+        return address(self._root, *parts)
+
+    @_again
+    def _put(self, file: Path, url: str) -> None:
+        with self._whole(url) as target:
+            self._filesystem.put_file(str(file), target)
+
+    @_again
+    def _write(self, url: str, data: bytes) -> None:
+        with self._whole(url) as target:
+            self._filesystem.pipe_file(target, data)
+
+    @contextmanager
+    def _whole(self, url: str) -> Iterator[str]:
+        """Where to write so that no reader and no crash finds half a file at `url`. Buckets see to that themselves."""
+        if not self._local:
+            yield url
+            return
+        half = Path(self._path(f"{url}.{uuid4().hex}{HALF}"))
+        half.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            yield str(half)
+            half.replace(self._path(url))
+        finally:
+            half.unlink(missing_ok=True)
+
+    @_again
+    def _read(self, url: str) -> bytes:
+        data: bytes = self._filesystem.cat_file(url)
+        return data
+
+    @_again
+    def _get(self, url: str, file: Path) -> None:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        self._filesystem.get_file(url, str(file))
+
+    @_again
+    def _find(self, folder: str) -> list[str]:
+        above = self._path(folder) + "/"
+        try:
+            found = [path.removeprefix(above) for path in self._filesystem.find(folder)]
+        except FileNotFoundError:
+            return []
+        return [name for name in found if not name.endswith(HALF)]
+
+    @_again
+    def _delete(self, urls: list[str]) -> None:
+        for url in urls:
+            with suppress(FileNotFoundError):
+                self._filesystem.rm_file(url)
+            if self._local:
+                self._remove_empty(Path(self._path(url)).parent)
+
+    def _remove_empty(self, folder: Path) -> None:
+        root = Path(self._path(self._root))
+        with suppress(OSError):  # it has other files; or somebody else was quicker
+            while root in folder.parents:
+                folder.rmdir()
+                folder = folder.parent
+
+    def _path(self, url: str) -> str:
+        path: str = self._filesystem._strip_protocol(url)
+        return path
