@@ -7,13 +7,18 @@ from typing import Self
 import structlog
 
 from app.addresses import local_path
+from app.runner.cgroup import hand_down, in_sum, machine_memory
 from app.runner.launchers import choose
 from app.runner.messages import Containment
+from app.runner.turns import FOLDER
 from app.scratch import make_private
 from app.settings import Settings
 
 PROBE_AGAIN = 60
 """Seconds after which a worker without a launcher looks again: what failed may have been the moment. Ours."""
+
+SAMPLES_SHARE = 0.75
+"""Of the memory, for samples that nothing bounds wholly. The service, its children and the page cache have the rest. Ours."""
 
 log = structlog.get_logger(__name__)
 
@@ -38,12 +43,18 @@ class Contained:
 
     async def __aenter__(self) -> Self:
         await asyncio.to_thread(make_private, self._settings.scratch)
+        await asyncio.to_thread(hand_down)
         self._begin()
         return self
 
     async def __aexit__(self, *_: object) -> None:
         self._probing.cancel()
         await asyncio.wait({self._probing})
+
+    @property
+    def known(self) -> Containment | None:
+        """None while the probe runs."""
+        return self._probing.result() if self._probing.done() else None
 
     async def here(self) -> Containment:
         found = await asyncio.shield(self._probing)
@@ -57,9 +68,29 @@ class Contained:
         self._probing = asyncio.create_task(self._probe(), name="probe")
 
     async def _probe(self) -> Containment:
-        found = await choose(self._settings.sandbox_launchers, self._wanted, within=self._settings.scratch)
+        chosen = await choose(self._settings.sandbox_launchers, self._wanted, within=self._settings.scratch)
+        found = bounded(chosen, self._settings)
         if found.launcher:
-            log.info("sandbox launcher passed its probe", launcher=found.launcher)
+            mode = {"launcher": found.launcher, "memory": found.bounds, "at_once": found.at_once}
+            log.info("sandbox launcher passed its probe", **mode)
         else:
             log.warning("no sandbox launcher passed its probe", reason=found.refusal)
         return found
+
+
+def bounded(found: Containment, settings: Settings) -> Containment:
+    """Where no control group holds all of a sample's memory, no more samples at once than there is memory for."""
+    if found.bounds != "watchdog":
+        return found
+    at_once = max(1, int(machine_memory() * SAMPLES_SHARE) // in_sum(settings.sandbox_limits))
+    return found.model_copy(update={"at_once": at_once, "turns": str(settings.scratch / FOLDER)})
+
+
+def in_words(found: Containment) -> str:
+    """What bounds a sample's memory here, for people."""
+    if found.bounds == "control group":
+        return "a control group bounds each sample's memory"
+    return (
+        "no control group can be made: a watchdog bounds what it sees of each sample's memory, so"
+        f" {found.at_once} samples at once use a sandbox"
+    )

@@ -28,6 +28,7 @@ from app.runner.messages import (
     SampleResult,
     Spent,
     Started,
+    Waiting,
 )
 from app.runner.supervisor import Child, Crashed
 from app.saved import Shipping
@@ -114,6 +115,8 @@ class Ear:
             case Checkpointed():
                 heard.checkpoints += 1
                 self._shipping.due()
+            case Waiting():
+                heard.waited = True
             case Paused():
                 if not self.paused.done():
                     self.paused.set_result(None)

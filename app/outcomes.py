@@ -16,9 +16,9 @@ Stopped = Literal["cancel", "deadline", "drain", "unreachable"]
 @dataclass(slots=True)
 class Heard:
     """What a child has said so far: the `versions` that it runs by, and `earlier_versions` those by which the state was made
-    that it went on from; how many `checkpoints` its samples have reached (or why
-    none), `samples` with the URL of their log, `failure` its own word on how it went, `crash` why it ended without one; and
-    what was seen of it: `start_seconds` until it said its first word, and its largest resident set."""
+    that it went on from; how many `checkpoints` its samples have reached (or why none), `samples` with the URL of their log,
+    `failure` its own word on how it went, `crash` why it ended without one; `waited` whether a sample of its waited long for
+    a sandbox; and what was seen of it: `start_seconds` until it said its first word, and its largest resident set."""
 
     started: Started | None = None
     versions: Versions = field(default_factory=dict)
@@ -31,6 +31,7 @@ class Heard:
     samples: list[tuple[SampleResult, str]] = field(default_factory=list)
     failure: Failure | None = None
     crash: str | None = None
+    waited: bool = False
     start_seconds: float | None = None
     memory_peak_bytes: int | None = None
 
@@ -65,7 +66,7 @@ def stopped(reason: Stopped, heard: Heard, seconds: float) -> Settlement:
             return _settlement(heard, "cancelled", Failure(error_class="cancelled", message="It was cancelled."))
         case "deadline":
             message = f"It reached the push's deadline after {seconds:.0f} s."
-            if heard.checkpoints or heard.samples:
+            if heard.checkpoints or heard.samples or heard.waited:
                 return _settlement(
                     heard, "interrupted", Failure(error_class="infrastructure", message=message), cause=reason
                 )

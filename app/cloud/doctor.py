@@ -20,6 +20,7 @@ from app.cloud import queues
 from app.cloud.child import find_restic
 from app.cloud.identity import account
 from app.cloud.queue_settings import QueueState, Unseen, look_at
+from app.containment import bounded, in_words
 from app.database import preflight
 from app.database.engine import open_engine
 from app.database.session import Database
@@ -228,7 +229,8 @@ async def check_sandbox(settings: Settings) -> list[Finding]:
     wanted = Containment(limits=settings.sandbox_limits, hidden=(str(settings.scratch),))
     found = await choose(settings.sandbox_launchers, wanted, within=settings.scratch)
     if found.launcher is not None:
-        return [Finding("sandbox", True, f"{found.launcher} has passed its probe")]
+        mode = in_words(bounded(found, settings))
+        return [Finding("sandbox", True, f"{found.launcher} has passed its probe; {mode}")]
     mend = "deploy service.yaml (`sandboxLauncher: true`), or give the container bubblewrap and user namespaces"
     return [Finding("sandbox", False, found.refusal, mend)]
 

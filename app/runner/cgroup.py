@@ -1,7 +1,8 @@
 """A control group for each sample, where this process may make one: it bounds memory and processes in sum.
 
 Both versions of the kernel's interface are served. In version 2 a group whose own processes are in it cannot hand its
-controllers down, so the sample's group is made in the nearest one above that does.
+controllers down, so the sample's group is made in the nearest one above that does. Where none does and the group is the
+service's own (a container's, or one delegated to it), its processes move to a group below, and it hands down what it has.
 """
 
 import os
@@ -12,6 +13,7 @@ from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
 
+from app.runner.watchdog import tree
 from app.spec import SandboxLimits
 
 MOUNT = Path("/sys/fs/cgroup")
@@ -19,6 +21,8 @@ _OWN_PROCESSES = 32
 """Processes of the sandbox itself: bubblewrap's two for each call, and the one that holds the mounts. Ours."""
 _PATIENCE = 2.0
 """Seconds for killed processes to leave their group."""
+_SERVICE = "proctor-service"
+_CONTROLLERS = {"memory", "pids"}
 _numbers = count(1)
 
 
@@ -35,7 +39,7 @@ class Cgroup:
     @classmethod
     def make(cls, limits: SandboxLimits) -> "Cgroup | None":
         """None: not writable here, or the kernel did not take the limits."""
-        memory, processes = _bytes(limits), (limits.processes or 0) + _OWN_PROCESSES
+        memory, processes = in_sum(limits), (limits.processes or 0) + _OWN_PROCESSES
         wanted = {"memory.limit_in_bytes": memory, "memory.max": memory, "memory.swap.max": 0, "pids.max": processes}
         parents = _parents()
         group = cls(tuple(parent / f"proctor-{os.getpid()}-{next(_numbers)}" for parent in parents))
@@ -77,8 +81,45 @@ class Cgroup:
                 folder.rmdir()
 
 
-def _bytes(limits: SandboxLimits) -> int:
-    """Files in memory count too: those in `/workspace`, their archive while a checkpoint is made, and `/tmp`."""
+def hand_down() -> None:
+    """Makes this process's group one that samples' groups can be made in, if it is the service's own and is not yet."""
+    own = next((Path(MOUNT, path.lstrip("/")) for _, names, path in _own_groups() if not names), None)
+    with suppress(OSError, ValueError):
+        if own is None or _parents() or not set((own / "cgroup.controllers").read_text().split()) >= _CONTROLLERS:
+            return
+        pids = [int(pid) for pid in (own / "cgroup.procs").read_text().split()]
+        if own != MOUNT and not set(pids) <= set(tree(os.getpid())):
+            return  # others live there too
+        _move(pids, own / _SERVICE)
+        try:
+            (own / "cgroup.subtree_control").write_text(" ".join(f"+{name}" for name in sorted(_CONTROLLERS)))
+        except OSError:
+            _move(pids, own)
+            (own / _SERVICE).rmdir()
+
+
+def _move(pids: list[int], group: Path) -> None:
+    group.mkdir(exist_ok=True)
+    for pid in pids:
+        with suppress(ProcessLookupError):
+            (group / "cgroup.procs").write_text(str(pid))
+
+
+def machine_memory() -> int:
+    """Bytes that this process's group may have, or the machine has, whichever is less."""
+    total = int(Path("/proc/meminfo").read_text().split()[1]) * 1024
+    for _, names, path in _own_groups():
+        if names in ("", "memory"):
+            own = Path(MOUNT, names, path.lstrip("/"))
+            for file in (own / "memory.max", own / "memory.limit_in_bytes"):
+                with suppress(OSError, ValueError):
+                    total = min(total, int(file.read_text()))
+    return total
+
+
+def in_sum(limits: SandboxLimits) -> int:
+    """Bytes of one sample, at most. Files in memory count too: those in `/workspace`, their archive while a checkpoint is
+    made, and `/tmp`."""
     return (limits.memory or 0) + 2 * (limits.workspace or 0) + (limits.tmp or 0)
 
 
@@ -102,7 +143,7 @@ def _own_groups() -> list[list[str]]:
 
 def _hands_down(folder: Path) -> bool:
     try:
-        return {"memory", "pids"} <= set((folder / "cgroup.subtree_control").read_text().split())
+        return set((folder / "cgroup.subtree_control").read_text().split()) >= _CONTROLLERS
     except OSError:
         return False
 

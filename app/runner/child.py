@@ -9,7 +9,7 @@ import sys
 from importlib.metadata import PackageNotFoundError, version
 
 from app.runner.failures import Refused, failure
-from app.runner.messages import Done, Failure, Job, Started
+from app.runner.messages import Done, Failure, Job, Started, Waiting
 from app.runner.plan import plan
 from app.runner.report import report
 from app.runner.run import interrupted, run
@@ -20,7 +20,8 @@ from app.runner.writer import Writer
 def main(job: Job, out: Writer) -> None:
     """`Done` is always the last message, whatever happens before."""
     _bound(job.containment.child_memory)
-    contain(job.containment.model_copy(update={"limits": job.containment.limits.lowered(job.spec.sandbox_limits)}))
+    limits = job.containment.limits.lowered(job.spec.sandbox_limits)
+    contain(job.containment.model_copy(update={"limits": limits}), waiting=lambda: out.send(Waiting()))
     out.send(Started(pid=os.getpid(), versions=_versions(job)))
     out.send(Done(failure=_attempt(job, out)))
 

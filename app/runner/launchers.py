@@ -9,7 +9,7 @@ import os
 import secrets
 import shutil
 import socket
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from subprocess import DEVNULL, PIPE
@@ -17,8 +17,9 @@ from subprocess import DEVNULL, PIPE
 import anyio
 
 from app.runner.bubblewrap import ADVICE, Bubblewrap
+from app.runner.cgroup import Cgroup
 from app.runner.cloud_run import CloudRun
-from app.runner.messages import Containment, Launcher
+from app.runner.messages import Bounds, Containment, Launcher
 from app.runner.place import (
     DEFAULTS,
     USER,
@@ -29,6 +30,7 @@ from app.runner.place import (
     refuse_python_in_reach,
     rlimits,
 )
+from app.runner.turns import Turn, take
 from app.runner.watchdog import Watchdog
 from app.spec import SandboxLimits
 
@@ -67,29 +69,42 @@ class Launched:
     limits: SandboxLimits
     watchdog: Watchdog
     watching: asyncio.Task[None] | None
+    turn: Turn | None = None
 
     async def close(self) -> None:
         if self.watching:
             self.watching.cancel()
             await asyncio.wait({self.watching})
         await self.place.close()
+        if self.turn:
+            self.turn.end()
 
 
-async def open_place(containment: Containment, within: Path | None = None) -> Launched:
-    """Raises `NoLauncher`. `within`: where on this machine; by default in the temporary folder."""
+async def open_place(
+    containment: Containment, within: Path | None = None, waiting: Callable[[], None] = lambda: None
+) -> Launched:
+    """Raises `NoLauncher`. `within`: where on this machine; by default in the temporary folder. `waiting`: see `take`."""
     if containment.launcher is None:
         raise NoLauncher(containment.refusal)
     refuse_python_in_reach()
     limits = DEFAULTS.lowered(None).model_copy(update=containment.limits.model_dump(exclude_none=True))
-    directory = await anyio.to_thread.run_sync(make_directory, within)
+    turn = None
+    if containment.at_once is not None and containment.turns is not None:
+        turn = await take(Path(containment.turns), containment.at_once, waiting)
     try:
-        place = await _open(containment, limits, directory)
+        directory = await anyio.to_thread.run_sync(make_directory, within)
+        try:
+            place = await _open(containment, limits, directory)
+        except BaseException:
+            shutil.rmtree(directory, ignore_errors=True)
+            raise
     except BaseException:
-        shutil.rmtree(directory, ignore_errors=True)
+        if turn:
+            turn.end()
         raise
     watchdog = place.watchdog
     watching = None if watchdog.idle else asyncio.create_task(watchdog.watch(), name="watchdog")
-    return Launched(place, limits, watchdog, watching)
+    return Launched(place, limits, watchdog, watching, turn)
 
 
 async def _open(containment: Containment, limits: SandboxLimits, directory: Path) -> Bubblewrap | CloudRun:
@@ -113,9 +128,18 @@ async def choose(
         except (NoLauncher, OSError) as error:  # OSError: no room for a folder, say
             reasons.append(f"{launcher}: {error}")
         else:
-            return containment.model_copy(update={"launcher": launcher, "refusal": ""})
+            bounds = await asyncio.to_thread(_bounds, launcher, containment.limits)
+            return containment.model_copy(update={"launcher": launcher, "refusal": "", "bounds": bounds})
     refusal = "No sandbox works on this worker, so tasks that need one are refused. " + " ".join(reasons)
     return containment.model_copy(update={"launcher": None, "refusal": refusal})
+
+
+def _bounds(launcher: Launcher, limits: SandboxLimits) -> Bounds:
+    group = Cgroup.make(limits) if launcher == "bubblewrap" else None
+    if group is None:
+        return "watchdog"
+    group.remove()
+    return "control group"
 
 
 async def probe(

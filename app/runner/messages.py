@@ -44,13 +44,21 @@ Launcher = Literal["bubblewrap", "cloud_run"]
 """What starts the sandbox `proctor`'s commands: bubblewrap, or the platform's own `sandbox do`."""
 
 
+Bounds = Literal["control group", "watchdog"]
+"""What bounds the memory of a sample in sum: the kernel, all of it; or who looks, what can be seen."""
+
+
 class Containment(_Value):
     """How agents' code is held on this worker. `launcher`: the one that passed its probe; None: `refusal` says why there is
-    none. `allowed`: patterns of the sandbox types that tasks may use. `hidden`: folders that no sandbox may show.
-    `child_memory`: bytes of address space for the child itself."""
+    none. `bounds`: None if that is not known. `at_once`: how many samples may use a sandbox at once, by turns in the folder
+    `turns`; None for as many as there are. `allowed`: patterns of the sandbox types that tasks may use. `hidden`: folders
+    that no sandbox may show. `child_memory`: bytes of address space for the child itself."""
 
     launcher: Launcher | None = "bubblewrap"
     refusal: str = ""
+    bounds: Bounds | None = None
+    at_once: int | None = None
+    turns: str | None = None
     limits: SandboxLimits = SandboxLimits()
     allowed: tuple[str, ...] = ("proctor",)
     hidden: tuple[str, ...] = ()
@@ -179,6 +187,12 @@ class Paused(_Value):
     type: Literal["paused"] = "paused"
 
 
+class Waiting(_Value):
+    """A sample waits for its turn to use a sandbox, and has for long: the time will be missing to it."""
+
+    type: Literal["waiting"] = "waiting"
+
+
 class Checkpointed(_Value):
     """A sample can now resume from here: Inspect has committed checkpoint `number` to the attempt's log folder."""
 
@@ -212,7 +226,7 @@ class Done(_Value):
 
 
 Message = Annotated[
-    Started | Progress | Prepared | Planned | Checkpointed | Paused | SampleEnded | Reported | Done,
+    Started | Progress | Prepared | Planned | Checkpointed | Paused | Waiting | SampleEnded | Reported | Done,
     Field(discriminator="type"),
 ]
 MESSAGE: TypeAdapter[Message] = TypeAdapter(Message, config=ConfigDict(hide_input_in_errors=True))

@@ -12,6 +12,7 @@ agent's own code could not go.
 import asyncio
 import errno
 import os
+from collections.abc import Callable
 from contextlib import nullcontext, suppress
 from contextvars import ContextVar
 from typing import Literal, overload
@@ -79,11 +80,13 @@ exec cat > "$1"
 """
 
 _containment: ContextVar[Containment] = ContextVar("containment")
+_waiting: ContextVar[Callable[[], None]] = ContextVar("waiting")
 
 
-def contain(containment: Containment) -> None:
-    """How samples of this process are held from here on."""
+def contain(containment: Containment, waiting: Callable[[], None] = lambda: None) -> None:
+    """How samples of this process are held from here on. `waiting`: called when one has waited long for its turn."""
     _containment.set(containment)
+    _waiting.set(waiting)
 
 
 @sandboxenv(name="proctor")
@@ -105,7 +108,7 @@ class ProctorSandbox(SandboxEnvironment):
         """Raises SandboxUnavailableError if no launcher works here."""
         containment = _containment.get(Containment())
         try:
-            launched = await open_place(containment)
+            launched = await open_place(containment, waiting=_waiting.get(lambda: None))
         except NoLauncher as error:
             raise SandboxUnavailableError(str(error)) from error
         environment = cls(launched, launched.limits)

@@ -5,6 +5,7 @@ from pydantic import BaseModel, Field
 
 from app.database.preflight import look
 from app.errors import DatabaseUnavailable
+from app.runner.messages import Bounds, Containment, Launcher
 from app.web.problems import ProblemResponse, problem, responses
 from app.web.state import ServicesDep
 
@@ -15,9 +16,18 @@ class Health(BaseModel):
     status: str = "ok"
 
 
+class Sandbox(BaseModel):
+    launcher: Launcher | None = Field(description="What starts agents' code; none if no launcher passed its probe.")
+    memory: Bounds | None = Field(
+        description="What bounds a sample's memory in sum: a control group, all of it; a watchdog, what can be seen."
+    )
+    at_once: int | None = Field(description="Samples that use a sandbox at once on this worker; null: no bound.")
+
+
 class Readiness(Health):
     tables: str = Field(description="Revision of the database's tables.")
     ahead: bool = Field(description="They are newer than this version, and serve it too: a deploy is under way.")
+    sandbox: Sandbox | None = Field(default=None, description="How agents' code is held; null while that is looked at.")
 
 
 @router.get("/live")
@@ -36,4 +46,8 @@ async def ready(services: ServicesDep) -> Readiness | ProblemResponse:
         found = await look(services.database)
     except DatabaseUnavailable as error:
         return problem(503, error.title, str(error))
-    return Readiness(tables=found.revision, ahead=found.ahead)
+    return Readiness(tables=found.revision, ahead=found.ahead, sandbox=_sandbox(services.executor.contained.known))
+
+
+def _sandbox(held: Containment | None) -> Sandbox | None:
+    return Sandbox(launcher=held.launcher, memory=held.bounds, at_once=held.at_once) if held else None

@@ -15,7 +15,7 @@ from anyio.abc import Process
 from inspect_ai.util._sandbox._cli import SANDBOX_CLI, SANDBOX_TOOLS_DIR
 
 from app.runner.bubblewrap import Bubblewrap
-from app.runner.cgroup import Cgroup
+from app.runner.cgroup import Cgroup, hand_down
 from app.runner.launchers import Launched, open_place
 from app.runner.messages import Containment
 from app.runner.place import make_directory
@@ -249,6 +249,43 @@ def test_where_the_kernel_does_not_take_the_limits_there_is_no_group(unified: Pa
     assert Cgroup.make(LIMITS) is None
     (unified / "cgroup.subtree_control").write_text("cpu")
     assert Cgroup.make(LIMITS) is None
+
+
+@pytest.fixture
+def container(unified: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The root of a container's own tree: it has the controllers, hands none down, and the process is in it."""
+    from app.runner import cgroup
+
+    monkeypatch.setattr(cgroup, "_own_groups", lambda: [["0", "", "/"]])
+    (unified / "cgroup.subtree_control").write_text("")
+    (unified / "cgroup.controllers").write_text("cpu io memory pids\n")
+    (unified / "cgroup.procs").write_text("1\n7\n")
+    return unified
+
+
+def test_a_container_s_own_group_is_made_to_hand_its_controllers_down(container: Path) -> None:
+    hand_down()
+    assert (container / "proctor-service" / "cgroup.procs").read_text() == "7", "the last that moved there"
+    assert (container / "cgroup.subtree_control").read_text() == "+memory +pids"
+
+
+def test_a_group_that_others_are_in_is_left_alone(container: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from app.runner import cgroup
+
+    monkeypatch.setattr(cgroup, "_own_groups", lambda: [["0", "", "/a"]])
+    (container / "a" / "cgroup.controllers").write_text("memory pids")
+    (container / "a" / "cgroup.procs").write_text(f"1\n{os.getpid()}")
+    hand_down()
+    assert (container / "a" / "cgroup.subtree_control").read_text() == ""
+    (container / "a" / "cgroup.procs").write_text(f"{os.getpid()}")  # and one that was delegated to this process
+    hand_down()
+    assert (container / "a" / "cgroup.subtree_control").read_text() == "+memory +pids"
+
+
+def test_a_group_without_controllers_is_left_as_it_is(container: Path) -> None:
+    (container / "cgroup.controllers").write_text("cpu")
+    hand_down()
+    assert not (container / "proctor-service").exists()
 
 
 # The watchdog's eyes

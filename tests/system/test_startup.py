@@ -99,7 +99,9 @@ async def test_newer_tables_that_still_serve_this_version_do_not_stop_it(databas
     app = create_app(settings.model_copy(update={"queue_endpoint": "127.0.0.1:9"}))
     async with app.router.lifespan_context(app) as state:
         asked = SimpleNamespace(**(state or {}))
-        assert await ready(asked.services) == Readiness(tables="9999", ahead=True)
+        found = await ready(asked.services)
+        assert isinstance(found, Readiness)
+        assert (found.tables, found.ahead) == ("9999", True)
         await connection.execute("UPDATE alembic_version SET version_num = '0001'")
         refused = await ready(asked.services)
         assert isinstance(refused, ProblemResponse)
