@@ -169,6 +169,12 @@ def submit(
         bool | None,
         typer.Option("--fail-on-error/--no-fail-on-error", help="Does a sample's error fail the evaluation?"),
     ] = None,
+    continue_on_fail: Annotated[
+        bool | None,
+        typer.Option(
+            "--continue-on-fail/--no-continue-on-fail", help="Run all samples, also once errors fail the evaluation?"
+        ),
+    ] = None,
     sandbox: Annotated[
         Literal["proctor", "local"] | None, typer.Option(help="Instead of the task's own; local isolates nothing.")
     ] = None,
@@ -219,6 +225,7 @@ def submit(
         "working_limit": working_limit,
         "cost_limit": cost_limit,
         "fail_on_error": fail_on_error,
+        "continue_on_fail": continue_on_fail,
         "sandbox": sandbox,
         "sandbox_limits": _arguments("--sandbox-limit", sandbox_limits) or None,
         "samples_per_execution": samples_per_execution,

@@ -74,6 +74,7 @@ def _head(view: Json) -> Table:
     rows: list[tuple[str, Text | None]] = [
         ("evaluation", Text(" ").join([text(view["id"], "bold"), state(view["state"])])),
         ("", text("is being cancelled", "yellow") if _stopping(view) else None),
+        ("", text(view["stop_reason"], "yellow") if view.get("stop_reason") and view["state"] == "running" else None),
         ("task", text(spec.pop("task", NONE))),
         ("model", text(spec.pop("model", NONE))),
         ("spec", text(", ".join(f"{key} {short(value)}" for key, value in spec.items())) if spec else None),

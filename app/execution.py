@@ -6,7 +6,7 @@ one statement for the whole worker, and the end is settled in one statement that
 
 import asyncio
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 from uuid import UUID, uuid4
@@ -21,7 +21,7 @@ from app.hearing import Ear
 from app.leases import Lease, Leases
 from app.ledger import Claim, Ledger, Settled, Settlement, State
 from app.metrics import RunnerFigures
-from app.outcomes import Heard, Stopped, crashed, foreseen, nothing_to_report, planned, ran, reported, stopped
+from app.outcomes import Heard, Stopped, crashed, errored, foreseen, nothing_to_report, planned, ran, reported, stopped
 from app.queue import Queue, enqueue, enqueue_due
 from app.runner.messages import ENDED, LOGS, Failure, Job
 from app.runner.supervisor import Child, Supervisor
@@ -43,6 +43,9 @@ DEADLINE_PAUSE = 0.5
 DRAIN_PAUSE, DRAIN_GRACE = 2.0, 2.5
 """Seconds for a child to finish its turn, and then to end. Ours: of the 10 s that Cloud Run gives; the rest is for shipping
 and settling."""
+
+AT_ONCE = 0.5
+"""Share of a push's time within which another attempt may begin in the same push. Ours: it needs as long as the first."""
 
 _Why = Stopped | Literal["lost"]
 log = structlog.get_logger(__name__)
@@ -90,6 +93,8 @@ class Answer:
     state: State | None = None
     attempt: int | None = None
     evaluation_id: UUID | None = None
+    at_once: bool = False
+    """The next attempt need not wait for the queue."""
 
 
 @dataclass(frozen=True)
@@ -117,8 +122,16 @@ class Executor:
             begin(self.tracer, "push", push.traceparent, **fields, retry_count=push.retry_count) as span,
         ):
             answer = await self._execute(push)
+            while answer.at_once and self._has_time(push):
+                push = replace(push, claim_id=uuid4())
+                answer = await self._execute(push)
             tell(span, answer=answer.kind, state=answer.state)
             return answer
+
+    def _has_time(self, push: Push) -> bool:
+        """For another attempt at what failed by the task's own fault, for which there is nothing to wait for."""
+        gone = time.monotonic() - push.began
+        return gone <= self.settings.dispatch_deadline * AT_ONCE and not self.leases.draining
 
     async def _execute(self, push: Push) -> Answer:
         if self.leases.draining:
@@ -161,6 +174,8 @@ class Executor:
         _tell(claim, settlement, settled, push, heard)
         if settled is None or settled.verdict == "stale":
             return _again(claim, "Another attempt holds it now; nothing of this one was recorded.")
+        if claim.kind == "run" and settled.state == "failed":
+            await self._stop_if_exceeded(claim)
         if not push.alone:
             await self._enqueue_next(settled)
         if claim.kind == "run" and settlement.outcome != "interrupted":  # nobody resumes from what has ended
@@ -189,7 +204,17 @@ class Executor:
             if isinstance(job, Settlement):
                 return job
             shipping = Shipping(self.artifacts, job, heard, lambda: self._further(claim))
-            ear = Ear(self.ledger, self.artifacts, job, lease, shipping, last, figures=self.figures, heard=heard)
+            ear = Ear(
+                self.ledger,
+                self.artifacts,
+                job,
+                lease,
+                shipping,
+                last,
+                figures=self.figures,
+                heard=heard,
+                on_error=lambda: self._stop_early(claim, lease, heard),
+            )
             with span("run", kind=claim.kind, resumes=job.resumes) as running:
                 async with shipping, self.supervisor.run(job) as child:
                     why = await self._listen(child, lease, push, ear)
@@ -323,6 +348,27 @@ class Executor:
         if claim.crashes:
             await self.ledger.record(claim.execution_id, claim.attempt, [])
 
+    async def _stop_early(self, claim: Claim, lease: Lease, heard: Heard) -> None:
+        """While the attempt goes on: its own further samples shall not start either."""
+        if (so_far := errored(claim, heard)) and await self._stop_if_exceeded(claim, so_far):
+            lease.end("stop")
+
+    async def _stop_if_exceeded(self, claim: Claim, so_far: int = 0) -> bool:
+        """Whether the evaluation is stopped now. What the database cannot be told, the next error or the report makes up
+        for."""
+        try:
+            stop = await self.ledger.stop_if_exceeded(claim.evaluation_id, claim.execution_id, claim.attempt, so_far)
+        except DatabaseUnavailable as error:
+            log.warning("it could not be seen whether too many samples errored", reason=str(error))
+            return False
+        if stop is None:
+            return False
+        if stop.executions:
+            log.warning("evaluation stopped", reason=stop.reason, executions=stop.executions)
+        if stop.report:
+            await enqueue(self.ledger, self.queue, [stop.report])
+        return True
+
     async def _enqueue_next(self, settled: Settled) -> None:
         if settled.report:
             await enqueue(self.ledger, self.queue, [settled.report])
@@ -358,7 +404,9 @@ def _again(claim: Claim, message: str) -> Answer:
 def _settled(claim: Claim, settlement: Settlement, settled: Settled) -> Answer:
     message = settlement.error.message if settlement.error else f"It {settled.state}."
     kind: Literal["terminal", "again"] = "again" if settled.state == "pending" else "terminal"
-    return Answer(kind, claim.execution_id, message, settled.state, claim.attempt, claim.evaluation_id)
+    own_fault = settlement.error is not None and settlement.error.error_class == "evaluation"
+    at_once = kind == "again" and settlement.outcome == "failed" and own_fault
+    return Answer(kind, claim.execution_id, message, settled.state, claim.attempt, claim.evaluation_id, at_once)
 
 
 def _tell(claim: Claim, settlement: Settlement, settled: Settled | None, push: Push, heard: Heard) -> None:

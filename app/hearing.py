@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import structlog
@@ -40,7 +41,7 @@ log = structlog.get_logger(__name__)
 
 class Ear:
     """One child's. `interrupted`: the newest earlier attempt that was, if there is one; `image`: the container's, if known;
-    `heard` is filled as it speaks."""
+    `heard` is filled as it speaks; `on_error` is awaited when a sample's error has been recorded."""
 
     def __init__(
         self,
@@ -53,6 +54,7 @@ class Ear:
         *,
         figures: RunnerFigures,
         heard: Heard,
+        on_error: Callable[[], Awaitable[None]],
     ) -> None:
         self.heard = heard
         self.paused: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -64,6 +66,7 @@ class Ear:
         self._shipping = shipping
         self._interrupted = interrupted
         self._figures = figures
+        self._on_error = on_error
         self._wanted = [sample for sample in job.samples if sample not in job.scored]
 
     async def hear(self, child: Child) -> None:
@@ -155,6 +158,8 @@ class Ear:
         else:
             if not held:
                 self._lease.end("lost")
+            elif result.error:
+                await self._on_error()
 
     def _note(self) -> str | None:
         """What to know of a sample that an earlier attempt may have begun."""

@@ -23,13 +23,14 @@ RETRY_EVERY = 2.0
 """Seconds between two tries of a renewal that failed. DESIGN's number, ours."""
 
 T = TypeVar("T")
-Reason = Literal["lost", "cancel", "unreachable", "drain"]
+Reason = Literal["lost", "cancel", "stop", "unreachable", "drain"]
 log = structlog.get_logger(__name__)
 
 
 class Lease:
     """One attempt's right to act. `ended` resolves to why it must stop: `lost` (another attempt holds it), `cancel` (the
-    user wishes so), `unreachable` (no renewal for too long) or `drain` (the worker is to end)."""
+    user wishes so), `stop` (too many of the evaluation's samples errored), `unreachable` (no renewal for too long) or
+    `drain` (the worker is to end)."""
 
     def __init__(self, execution_id: str, attempt: int, *, cancellable: bool = True) -> None:
         self.cancellable = cancellable
@@ -72,6 +73,8 @@ class Lease:
             self.end("lost")
         elif renewal.cancel and self.cancellable:
             self.end("cancel")
+        elif renewal.stopped and self.cancellable:
+            self.end("stop")
 
     @property
     def lost(self) -> bool:

@@ -82,6 +82,8 @@ class Claim:
     refused: str | None = None
     digests: tuple[int, ...] = ()
     """Of the samples, as planned; none: the plan was made by a Proctor that kept none."""
+    stop_reason: str | None = None
+    """Why no further run of the evaluation shall start, if none shall."""
 
     @property
     def granted(self) -> bool:
@@ -103,10 +105,10 @@ class End:
 @dataclass(frozen=True, slots=True)
 class Settlement:
     """What an attempt came to. `samples`: its results with the URL of their log; `runs`: the samples of each run that a
-    plan fans out to, and `digests` theirs; `runs_due`: seconds until the sweeper may enqueue them; `max_failures`: how many
-    failures are allowed; `crashed`: the child was lost, which counts towards the crashes; `versions`: by which it was made
-    (`app.versions`), and `earlier_versions` those by which the state was that it went on from; `cause`: why the service
-    stopped it, if it did."""
+    plan fans out to, and `digests` theirs; `error_limit`: errored samples at which no further run starts; `runs_due`:
+    seconds until the sweeper may enqueue them; `max_failures`: how many failures are allowed; `crashed`: the child was lost,
+    which counts towards the crashes; `versions`: by which it was made (`app.versions`), and `earlier_versions` those by
+    which the state was that it went on from; `cause`: why the service stopped it, if it did."""
 
     outcome: Outcome
     error: Failure | None = None
@@ -116,6 +118,7 @@ class Settlement:
     samples: Sequence[tuple[SampleResult, str]] = ()
     runs: Sequence[Sequence[SampleRef]] = ()
     digests: Sequence[Sequence[int]] = ()
+    error_limit: int | None = None
     runs_due: float = 0
     usage: dict[str, Any] | None = None
     cost: float | None = None
@@ -150,11 +153,22 @@ class Renewal:
     attempt: int
     lost: bool
     cancel: bool
+    stopped: bool = False
+    """Its evaluation has more errored samples than its policy allows."""
 
 
 @dataclass(frozen=True, slots=True)
 class Cancelled:
     state: EvaluationState
+    executions: int
+    report: Enqueue | None
+
+
+@dataclass(frozen=True, slots=True)
+class Stop:
+    """An evaluation was stopped, having more errored samples than its policy allows. `executions`: how many ended unrun."""
+
+    reason: str
     executions: int
     report: Enqueue | None
 
@@ -249,11 +263,11 @@ class Ledger:
             return None
         self._figures.claimed(rows[0].kind, rows[0].verdict)
         claim = _claim(execution_id, rows[0])
-        if not (claim.granted and claim.cancel):
+        if not (claim.granted and (claim.cancel or claim.stop_reason)):
             return claim
         # It may have waited for a retry, which takes the wish back, and have seen the evaluation as it was before.
         (now,) = await self._database.run(sql.CANCELLED, {"evaluation": claim.evaluation_id})
-        return replace(claim, cancel=now.cancel)
+        return replace(claim, cancel=now.cancel, stop_reason=now.stop_reason)
 
     async def record(
         self,
@@ -282,7 +296,7 @@ class Ledger:
         mine = [{"id": h.execution_id, "attempt": h.attempt, "progress": h.progress} for h in held]
         parameters = {"mine": mine, "lease": self._lease, "sweep": self._sweep.uncertain}
         rows = await self._database.run(sql.RENEW, parameters, patience=patience)
-        return [Renewal(r.id, r.attempt, r.lost, r.cancel) for r in rows]
+        return [Renewal(r.id, r.attempt, r.lost, r.cancel, r.stopped or False) for r in rows]
 
     async def settle(self, execution_id: str, attempt: int, settlement: Settlement) -> Settled | None:
         """Ends the attempt, once; None: no such execution."""
@@ -296,6 +310,17 @@ class Ledger:
         elif row.state == "pending":
             self._figures.retried(settlement.cause or settlement.outcome)
         return Settled(row.verdict, row.state, row.runs, _report(row))
+
+    async def stop_if_exceeded(
+        self, evaluation_id: UUID, execution_id: str, attempt: int, errored: int = 0
+    ) -> Stop | None:
+        """Ends what is pending of an evaluation that has more errored samples than its policy allows; what runs learns of it
+        by renewal. `errored`: this attempt's so far, whose error is final; once the run has failed for good, its row tells.
+        To be called after these are recorded. A worker that dies before it leaves the stop to the next error."""
+        mine = {"id": execution_id, "attempt": attempt, "errored": errored}
+        await self._database.run(sql.MARK_ERRORED, mine)
+        rows = await self._database.run(sql.STOP, {"evaluation": evaluation_id, "sweep": self._sweep.uncertain})
+        return Stop(rows[0].stop_reason, rows[0].ended, _report(rows[0])) if rows else None
 
     async def cancel(self, evaluation_id: UUID) -> Cancelled | None:
         """Ends what is pending at once; what runs learns of it by renewal. Harmless on an evaluation that is over."""
@@ -421,6 +446,7 @@ def _claim(execution_id: str, row: Row[Any]) -> Claim:
         error=row.error,
         refused=refused,
         digests=tuple(row.digests or ()),
+        stop_reason=row.stop_reason,
     )
 
 
@@ -451,6 +477,7 @@ def _settle_parameters(execution_id: str, attempt: int, s: Settlement) -> dict[s
             for n, (run, digests) in enumerate(zip_longest(s.runs, s.digests), 1)
         ],
         "runs_due": float(s.runs_due),
+        "error_limit": s.error_limit,
         "usage": s.usage,
         "cost": s.cost,
         "versions": s.versions,

@@ -57,6 +57,8 @@ _TYPES: dict[str, TypeEngine[Any]] = {
     "done": Boolean(),
     "attempt": Integer(),
     "max_failures": Integer(),
+    "errored": Integer(),
+    "error_limit": Integer(),
     "remaining": Integer(),
     "most": Integer(),
     "position": Integer(),
@@ -150,7 +152,7 @@ WITH target AS MATERIALIZED (
 SELECT d.verdict, coalesce(c.attempt, d.attempt) AS attempt, coalesce(c.crashes, d.crashes) AS crashes, d.failures,
        d.kind, d.state, d.samples, to_jsonb(d.digests) AS digests, d.worker AS holder, d.error, d.evaluation_id,
        extract(epoch FROM d.lease_expires_at - clock_timestamp())::float8 AS lease_left,
-       v.spec, v.cancel_requested_at IS NOT NULL AS cancel
+       v.spec, v.cancel_requested_at IS NOT NULL AS cancel, v.stop_reason
 FROM decision d JOIN evaluations v ON v.id = d.evaluation_id LEFT JOIN claimed c ON true
 """,
 )
@@ -158,7 +160,7 @@ FROM decision d JOIN evaluations v ON v.id = d.evaluation_id LEFT JOIN claimed c
 # What a claim says of it is as old as its snapshot, which is older than the row that it waited for.
 CANCELLED = _statement(
     "cancelled",
-    "SELECT cancel_requested_at IS NOT NULL AS cancel FROM evaluations WHERE id = :evaluation",
+    "SELECT cancel_requested_at IS NOT NULL AS cancel, stop_reason FROM evaluations WHERE id = :evaluation",
 )
 
 # Finish, failure with tries left, and release are one statement. The attempt is mine and running: recorded; mine and not
@@ -198,6 +200,7 @@ WITH target AS MATERIALIZED (
   SET remaining = v.remaining - (s.kind <> 'report')::int
                   + CASE WHEN v.cancel_requested_at IS NULL THEN jsonb_array_length(:runs) ELSE 0 END,
       versions = coalesce(v.versions, '{{}}') || coalesce(:versions, '{{}}'),
+      error_limit = CASE s.kind WHEN 'plan' THEN :error_limit ELSE v.error_limit END,
       state = CASE WHEN s.kind <> 'report' THEN v.state WHEN v.cancel_requested_at IS NULL THEN :end_state
                    ELSE 'cancelled' END,
       results = CASE s.kind WHEN 'report' THEN :results ELSE v.results END,
@@ -267,7 +270,8 @@ WITH mine AS MATERIALIZED (
       progress = coalesce(h.progress, e.progress)
   FROM held h WHERE e.id = h.id
 )
-SELECT m.id, m.attempt, h.id IS NULL AS lost, v.cancel_requested_at IS NOT NULL AS cancel
+SELECT m.id, m.attempt, h.id IS NULL AS lost, v.cancel_requested_at IS NOT NULL AS cancel,
+       v.stopped_at IS NOT NULL AS stopped
 FROM mine m LEFT JOIN held h ON h.id = m.id COLLATE "C" AND h.attempt = m.attempt
 LEFT JOIN evaluations v ON v.id = h.evaluation_id
 """,
@@ -301,6 +305,62 @@ FROM evaluations v LEFT JOIN flagged f ON true LEFT JOIN report ON true WHERE v.
 """,
 )
 
+# How many of a run's samples have an error that is final: those that its attempt knows of, or, once the run has failed for
+# good, all that have no score. Written before the stop is decided, in a statement of its own: of two runs that fail at the
+# same time, whichever looks second sees both.
+MARK_ERRORED = _statement(
+    "errored",
+    """
+UPDATE task_executions e
+SET errored = CASE WHEN e.state = 'failed' THEN (
+      SELECT count(*) FROM jsonb_to_recordset(e.samples) AS x(id text, epoch int)
+      WHERE NOT EXISTS (SELECT FROM sample_results r WHERE r.evaluation_id = e.evaluation_id AND r.sample_id = x.id
+                                                       AND r.epoch = x.epoch AND r.error IS NULL))
+    ELSE :errored END
+WHERE e.id = :id AND e.attempt = :attempt AND e.kind = 'run'
+""",
+)
+
+# A cancellation of what is pending, by the evaluation's own policy. What runs learns of it by renewal; what it skips, by
+# claim. The later of two that find the policy exceeded adds what the first one skipped.
+STOP = _statement(
+    "stop",
+    f"""
+WITH exceeded AS MATERIALIZED (
+  SELECT v.id, n.errored, v.error_limit,
+         'It was stopped: ' || n.errored || CASE n.errored WHEN 1 THEN ' sample' ELSE ' samples' END
+         || ' errored, and fail_on_error allows ' || CASE v.error_limit WHEN 1 THEN 'none' ELSE (v.error_limit - 1)::text END
+         || '.' AS reason
+  FROM evaluations v CROSS JOIN LATERAL (
+    SELECT coalesce(sum(e.errored), 0) AS errored FROM task_executions e WHERE e.evaluation_id = v.id AND e.kind = 'run'
+  ) n
+  WHERE v.id = :evaluation AND v.state = 'running' AND n.errored >= v.error_limit
+), pending AS MATERIALIZED (
+  SELECT e.id FROM task_executions e JOIN exceeded x ON e.evaluation_id = x.id
+  WHERE e.state = 'pending' AND e.kind = 'run' FOR NO KEY UPDATE OF e SKIP LOCKED
+), ended AS (
+  UPDATE task_executions e
+  SET state = 'cancelled', finished_at = clock_timestamp(), sweep_at = NULL,
+      error = jsonb_build_object('error_class', 'evaluation', 'message', x.reason)
+  FROM pending p, exceeded x WHERE e.id = p.id RETURNING e.id
+), flagged AS (
+  UPDATE evaluations v
+  SET stopped_at = coalesce(v.stopped_at, clock_timestamp()), stop_reason = coalesce(v.stop_reason, x.reason),
+      remaining = v.remaining - n.n
+  FROM exceeded x, (SELECT count(*) AS n FROM ended) n WHERE v.id = x.id AND v.state = 'running'
+  RETURNING v.id, v.remaining, v.stop_reason, v.traceparent, n.n
+), report AS (
+  INSERT INTO task_executions AS e (id, evaluation_id, kind, position, enqueues, sweep_at)
+  SELECT f.id || '.report', f.id, 'report', 2147483647, 1, clock_timestamp() + make_interval(secs => :sweep)
+  FROM flagged f WHERE f.remaining = 0 AND f.n > 0
+  {_REPORT_AGAIN}
+  RETURNING e.id, e.enqueues
+)
+SELECT f.stop_reason, f.n AS ended, report.id AS report, report.enqueues AS report_enqueues, f.traceparent
+FROM flagged f LEFT JOIN report ON true
+""",
+)
+
 # The three statements of a retry, one transaction. The evaluation's row comes first here, against the order above: once it
 # is terminal, all its executions are, and no other statement locks an execution of it and then waits for this row.
 LOCK_TO_RETRY = _statement(
@@ -323,7 +383,8 @@ WITH target AS MATERIALIZED (
   ORDER BY id FOR NO KEY UPDATE
 ), rearmed AS (
   UPDATE task_executions e
-  SET state = 'pending', failures = 0, crashes = 0, error = NULL, finished_at = NULL, sweep_at = clock_timestamp()
+  SET state = 'pending', failures = 0, crashes = 0, errored = 0, error = NULL, finished_at = NULL,
+      sweep_at = clock_timestamp()
   FROM target t WHERE e.id = t.id RETURNING e.id
 )
 SELECT count(*) AS n FROM rearmed
@@ -334,7 +395,8 @@ REOPEN = _statement(
     "retry.reopen",
     """
 UPDATE evaluations
-SET state = 'running', remaining = :remaining, cancel_requested_at = NULL, finished_at = NULL, error = NULL, results = NULL,
+SET state = 'running', remaining = :remaining, cancel_requested_at = NULL, stopped_at = NULL, stop_reason = NULL,
+    finished_at = NULL, error = NULL, results = NULL,
     usage = NULL, log = NULL, mixed_versions = NULL, checkpoints_deleted_at = NULL
 WHERE id = :evaluation
 """,

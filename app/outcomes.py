@@ -9,8 +9,9 @@ from app.ledger import Claim, End, Outcome, Settlement
 from app.runner.messages import NOT_KEPT, Failure, Planned, Progress, Reported, SampleRef, SampleResult, Started
 from app.versions import Mixture, Versions
 
-Stopped = Literal["cancel", "deadline", "drain", "unreachable"]
-"""Why the service itself ended a child: the user's wish, the push's end, the worker's end, no renewal for too long."""
+Stopped = Literal["cancel", "stop", "deadline", "drain", "unreachable"]
+"""Why the service itself ended a child: the user's wish, too many errored samples, the push's end, the worker's end, no
+renewal for too long."""
 
 
 @dataclass(slots=True)
@@ -44,6 +45,8 @@ def foreseen(claim: Claim, max_crashes: int) -> Settlement | None:
     """The end of an attempt that need not run at all."""
     if claim.cancel and claim.kind != "report":
         return Settlement("cancelled", error=Failure(error_class="cancelled", message="The evaluation was cancelled."))
+    if claim.stop_reason and claim.kind == "run":
+        return Settlement("cancelled", error=Failure(error_class="evaluation", message=claim.stop_reason))
     if claim.refused:
         remedy = "Retry it under a version that does, or submit it anew."
         refused = Failure(error_class="evaluation", message=f"{claim.refused} {remedy}", final=True)
@@ -64,6 +67,9 @@ def stopped(reason: Stopped, heard: Heard, seconds: float) -> Settlement:
     match reason:
         case "cancel":
             return _settlement(heard, "cancelled", Failure(error_class="cancelled", message="It was cancelled."))
+        case "stop":
+            message = "It was stopped: more samples of its evaluation errored than fail_on_error allows."
+            return _settlement(heard, "cancelled", Failure(error_class="evaluation", message=message))
         case "deadline":
             message = f"It reached the push's deadline after {seconds:.0f} s."
             if heard.checkpoints or heard.samples or heard.waited:
@@ -98,7 +104,7 @@ def planned(claim: Claim, heard: Heard, *, max_samples: int, runs_due: float) ->
     runs = [plan.samples[i : i + size] for i in starts]
     all_digests = list(islice(cycle(plan.digests), len(plan.samples)))  # those of the dataset, for each epoch
     digests = [all_digests[i : i + size] for i in starts] if all_digests else []
-    return _settlement(heard, "succeeded", runs=runs, digests=digests, runs_due=runs_due)
+    return _settlement(heard, "succeeded", runs=runs, digests=digests, error_limit=plan.error_limit, runs_due=runs_due)
 
 
 def ran(claim: Claim, heard: Heard) -> Settlement:
@@ -116,12 +122,22 @@ def reported(
     report = heard.reported
     if heard.failure or report is None:
         return _come_to_nothing(claim, heard)
-    failure = report.failure
+    failure, stop = report.failure, claim.stop_reason
+    missing = [one for one in missing if one.message != stop]
+    if stop:
+        more = f" {failure.message}" if failure else ""
+        failure = Failure(error_class="evaluation", message=f"{stop}{more}", final=True)
     if failure and missing:
         failure = failure.model_copy(update={"message": f"{failure.message} {_without_result(missing).message}"})
     mixed_versions = [mixture.model_dump() for mixture in differing] or None
     end = End("failed" if failure else "succeeded", report.results, report.usage, failure, log, mixed_versions)
     return _settlement(heard, "succeeded", end=end)
+
+
+def errored(claim: Claim, heard: Heard) -> int:
+    """Samples of an attempt that goes on whose error is final: it is the last one allowed, or no other could help."""
+    last = claim.failures + 1 >= claim.spec.max_failures
+    return sum(1 for result, _ in heard.samples if result.error and (last or result.error.final))
 
 
 def nothing_to_report(missing: Sequence[Failure], plan_error: Failure | None) -> Settlement:

@@ -121,7 +121,13 @@ class Spec(BaseModel):
     fail_on_error: bool | Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = Field(
         default=None,
         description="When errored samples fail the evaluation: true: at the first; false: never; a number below 1: from"
-        " that share of the samples on; a number above 1: from that many on. Default: the task's own, else true.",
+        " that share of the samples on; any other, 1.0 too: from that many on. No further sample starts then. Default: the"
+        " task's own, else true.",
+    )
+    continue_on_fail: bool | None = Field(
+        default=None,
+        description="Run all samples though more of them have errored than `fail_on_error` allows, and fail in the end."
+        " Default: the task's own, else false.",
     )
     sandbox: Literal["proctor", "local"] | None = Field(
         default=None,

@@ -84,6 +84,10 @@ evaluations = Table(
     _instant("transcripts_expired_at"),  # from then on its logs are being deleted, and it cannot be retried
     _instant("transcripts_deleted_at"),
     _instant("checkpoints_deleted_at"),
+    # errored samples at which no further run shall start; none: any number
+    Column("error_limit", Integer),
+    _instant("stopped_at"),  # they were reached then
+    Column("stop_reason", Text),
     Column("traceparent", Text),  # W3C's, of the span in which it was submitted
     UniqueConstraint("created_by", "idempotency_key"),
     CheckConstraint(_in("state", EVALUATION_STATES), name="state"),
@@ -114,6 +118,7 @@ task_executions = Table(
     Column("attempt", Integer, nullable=False, server_default="0"),  # the fencing token: it only rises
     Column("failures", Integer, nullable=False, server_default="0"),  # charged to the evaluation
     Column("crashes", Integer, nullable=False, server_default="0"),  # take-overs since the last progress
+    Column("errored", Integer, nullable=False, server_default="0"),  # its samples whose error is final
     Column("claim_id", Uuid),
     Column("worker", Text),
     _instant("lease_expires_at"),

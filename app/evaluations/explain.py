@@ -121,7 +121,9 @@ class Execution:
         if view.state == "succeeded":
             yield f"It succeeded {ago} ago, {when}."
         elif view.state == "cancelled":
-            yield f"It was cancelled {ago} ago, {when if view.attempt else 'before any attempt'}."
+            stopped = (view.error or {}).get("error_class") == "evaluation"  # by the evaluation's policy, not by a user
+            why = because(view.error) if stopped else "."
+            yield f"It was cancelled {ago} ago, {when if view.attempt else 'before any attempt'}{why}"
         else:
             yield f"It failed {ago} ago, {when}{because(view.error)}"
 

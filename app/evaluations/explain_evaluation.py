@@ -30,12 +30,14 @@ class Evaluation:
     tokens: Tokens
     rules: Rules
     transcripts_expired_at: datetime | None = None
+    stopped_at: datetime | None = None
+    stop_reason: str | None = None
     mixed: Sequence[str] = ()
     """What was not the same for all its samples, and may change what results mean."""
 
     def explain(self) -> list[str]:
         if self.state == "running":
-            return [self._waits_for(), *self._cancelling(), *self._failed_so_far(), *self._spent()]
+            return [self._waits_for(), *self._cancelling(), *self._stopping(), *self._failed_so_far(), *self._spent()]
         return [self._ended(), *self._mixed(), *self._spent(), *self._remedy()]
 
     def _waits_for(self) -> str:
@@ -56,6 +58,11 @@ class Evaluation:
             asked = span((self.now - self.cancel_requested_at).total_seconds())
             interval = span(self.rules.renew_interval)
             yield f"Its cancellation was asked for {asked} ago: what runs stops within {interval}, then the report ends it."
+
+    def _stopping(self) -> Iterator[str]:
+        if self.stopped_at and self.stop_reason:
+            ago, interval = span((self.now - self.stopped_at).total_seconds()), span(self.rules.renew_interval)
+            yield f"{self.stop_reason} That was {ago} ago: what runs stops within {interval}, then the report ends it."
 
     def _failed_so_far(self) -> Iterator[str]:
         if failed := self._count("run", "failed"):

@@ -43,6 +43,9 @@ class EvaluationView(_View):
     spec: dict[str, Any]
     samples: SampleCounts
     cancel_requested: bool
+    stop_reason: str | None = Field(
+        default=None, description="Why no further sample starts: more have errored than `fail_on_error` allows."
+    )
     results: dict[str, Any] | None = Field(default=None, description="Inspect's `EvalResults`: metrics by scorer.")
     tokens: Tokens
     usage: dict[str, Any] | None = Field(default=None, description="Tokens by model, once it is over.")

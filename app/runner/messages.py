@@ -159,9 +159,9 @@ NOT_KEPT = {"type", "providers"}
 
 class Planned(_Value):
     """The samples that are to run, in the dataset's order, epoch by epoch. `digests`: of the dataset's samples
-    (`app.runner.digest`), the same for each epoch. `whole`: they must be one execution, because
-    the task stops early by itself or makes its samples as it goes. `log`: the plan's log file. `task_version`: the task's
-    own word on it."""
+    (`app.runner.digest`), the same for each epoch. `whole`: they must be one execution, because the task stops early by
+    itself or makes its samples as it goes. `log`: the plan's log file. `error_limit`: errored samples at which no further
+    one shall start; None: any number. `task_version`: the task's own word on it."""
 
     type: Literal["planned"] = "planned"
     task: str
@@ -169,6 +169,7 @@ class Planned(_Value):
     digests: tuple[int, ...] = ()
     whole: bool
     log: str
+    error_limit: int | None = None
     task_version: str | None = None
 
 

@@ -12,6 +12,7 @@ from inspect_ai.log import EvalLog
 from inspect_ai.util import registry_info
 
 from app.runner.digest import digest
+from app.runner.error_policy import error_limit
 from app.runner.failures import refusal, refused
 from app.runner.messages import Job, Planned, SampleRef
 from app.runner.resolve import check_sandbox, resolve
@@ -43,6 +44,7 @@ def plan(job: Job, out: Writer) -> None:
                 **options(job, subject),
                 limit=job.spec.limit,
                 fail_on_error=job.spec.fail_on_error,
+                continue_on_fail=job.spec.continue_on_fail,
                 run_samples=False,
             )[0]
         _refuse_ignored_arguments(job.spec, task, log)
@@ -53,7 +55,10 @@ def plan(job: Job, out: Writer) -> None:
                 break
             other.ask(ids)
     planned = log.eval.dataset.sample_ids or []
-    epochs = log.eval.config.epochs or 1
+    config = log.eval.config
+    epochs = config.epochs or 1
+    known = len(planned) * epochs if task.sample_source is None else None
+    limit = error_limit(config.fail_on_error, known, continue_on_fail=config.continue_on_fail)
     out.send(
         Planned(
             task=task.name,
@@ -61,6 +66,7 @@ def plan(job: Job, out: Writer) -> None:
             digests=tuple(digests) if len(planned) == len(digests) else (),
             whole=subject.whole,
             log=Path(log.location).name,
+            error_limit=limit,
             task_version=str(task.version),
         )
     )

@@ -24,6 +24,7 @@ from inspect_ai.log import (
 from inspect_ai.model import ModelUsage
 
 from app.addresses import file_name, filesystem, readable, task_name
+from app.runner.error_policy import exceeded
 from app.runner.hooks import as_json, usage_by_model
 from app.runner.messages import LOGS, Failure, Job, Reported, SampleRef, Transcript
 from app.runner.resolve import resolve
@@ -93,13 +94,7 @@ def _summarise(log: EvalLog, part: EvalLog | None, *, whole: bool) -> None:
 def _too_many_errors(policy: bool | float | None, errors: int, missing: int, planned: int) -> str | None:
     """Inspect's `fail_on_error`, where samples that never ended count as errored ones."""
     failed = errors + missing
-    if policy is None or policy is True:
-        exceeded = failed > 0
-    elif policy is False:
-        exceeded = False
-    else:
-        exceeded = failed > 0 and failed >= (policy * planned if policy < 1 else policy)
-    if not exceeded:
+    if not exceeded(policy, failed, planned):
         return None
     never_ended = f" and {missing} never ended" if missing else ""
     rule = True if policy is None else policy

@@ -19,12 +19,13 @@ from structlog.testing import capture_logs
 from app.database.engine import open_engine
 from app.database.session import Database
 from app.database.tables import evaluations, execution_attempts, sample_results, task_executions
-from app.ledger import Cancelled, Claim, Enqueue, Held, Ledger, Settled, Settlement
+from app.ledger import Cancelled, Claim, Enqueue, Held, Ledger, Settled, Settlement, Stop
 from app.settings import load
 from tests.conftest import own_database
 from tests.faults.connection import Cut, Moment
 from tests.faults.proxy import Proxy
 from tests.ledger.factories import (
+    FAULT,
     SPEC,
     SUCCEEDED,
     claim,
@@ -37,6 +38,7 @@ from tests.ledger.factories import (
     run_out,
     samples_of,
     scored,
+    settle,
     submitted,
 )
 from tests.ledger.rows import seconds_until
@@ -123,6 +125,15 @@ async def last_run_claimed(scene: Scene) -> Scene:
     return replace(scene, attempt=await claim(scene.ledger, f"{scene.evaluation}.2"))
 
 
+async def last_run_errored(scene: Scene) -> Scene:
+    scene = replace(scene, evaluation=await submitted(scene.ledger))
+    plan = await claim(scene.ledger, f"{scene.evaluation}.plan")
+    await settle(scene.ledger, plan, runs=samples_of(3), error_limit=1)
+    scene = replace(scene, attempt=await claim(scene.ledger, f"{scene.evaluation}.1"))
+    await settle(scene.ledger, scene.attempt, "failed", samples=[errored(1)], error=FAULT)
+    return scene
+
+
 async def report_claimed(scene: Scene) -> Scene:
     scene = replace(scene, evaluation=await planned(scene.ledger, 2))
     await run_out(scene.ledger, scene.evaluation, "succeeded", "failed")
@@ -204,6 +215,14 @@ def nothing_left(answer: Cancelled) -> Cancelled:
     return replace(answer, executions=0, report=None)
 
 
+def stopping(ledger: Ledger, scene: Scene) -> Awaitable[Any]:
+    return ledger.stop_if_exceeded(scene.evaluation, scene.attempt.execution_id, scene.attempt.attempt)
+
+
+def stopped_already(answer: Stop) -> Stop:
+    return replace(answer, executions=0, report=None)
+
+
 def none(_: Any) -> list[Enqueue]:
     """Taken, and not by anybody who knows: due again in two minutes."""
     return []
@@ -241,6 +260,8 @@ OPERATIONS = {
     "cancel all": Operation(
         runs_pending, lambda ledger, scene: ledger.cancel(scene.evaluation), "cancel", nothing_left
     ),
+    "stop_if_exceeded, counting": Operation(last_run_errored, stopping, "errored"),
+    "stop_if_exceeded": Operation(last_run_errored, stopping, "stop", stopped_already),
     "retry": Operation(over, lambda ledger, scene: ledger.retry(scene.evaluation), "retry.lock"),
     "retry, arming": Operation(over, lambda ledger, scene: ledger.retry(scene.evaluation), "retry.rearm"),
     "retry, reopening": Operation(over, lambda ledger, scene: ledger.retry(scene.evaluation), "retry.reopen"),

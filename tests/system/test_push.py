@@ -75,9 +75,23 @@ async def test_a_spec_that_cannot_run_is_acknowledged_as_failed_at_once(inside: 
     await unchanged(inside, evaluation, (f"{evaluation}.plan", 200, "failed"))
 
 
-async def test_a_failure_is_delivered_again_as_long_as_it_has_tries_left(inside: Inside) -> None:
+async def test_a_failure_of_the_task_s_own_is_tried_again_in_the_same_push(inside: Inside) -> None:
+    evaluation = await numbers(inside, [1], max_failures=3, how="raise")
+    assert await answered(inside, f"{evaluation}.1") == (200, "failed", 3)
+
+
+async def test_a_failure_late_in_its_push_is_delivered_again_as_long_as_it_has_tries_left(
+    inside: Inside, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    late = inside.settings.dispatch_deadline * 0.6
+
+    def arrived_late(execution: str, headers: dict[str, str] | None, *, began: float, **more: Any) -> Push:
+        return Push(execution, headers, began=began - late, **more)
+
     evaluation = await numbers(inside, [1], max_failures=2, how="raise")
-    again = await inside.push(f"{evaluation}.1")
+    with monkeypatch.context() as patch:
+        patch.setattr("app.web.tasks.Push", arrived_late)
+        again = await inside.push(f"{evaluation}.1")
     assert (again.status_code, again.headers["content-type"]) == (409, "application/problem+json")
     assert "it broke" in again.json()["detail"]
     assert await answered(inside, f"{evaluation}.1") == (200, "failed", 2)
