@@ -348,7 +348,7 @@ WITH exceeded AS MATERIALIZED (
   SET stopped_at = coalesce(v.stopped_at, clock_timestamp()), stop_reason = coalesce(v.stop_reason, x.reason),
       remaining = v.remaining - n.n
   FROM exceeded x, (SELECT count(*) AS n FROM ended) n WHERE v.id = x.id AND v.state = 'running'
-  RETURNING v.id, v.remaining, v.stop_reason, v.traceparent, n.n
+  RETURNING v.id, v.remaining, v.stop_reason, v.traceparent, v.spec ->> 'queue' AS queue, n.n
 ), report AS (
   INSERT INTO task_executions AS e (id, evaluation_id, kind, position, enqueues, sweep_at)
   SELECT f.id || '.report', f.id, 'report', 2147483647, 1, clock_timestamp() + make_interval(secs => :sweep)
@@ -356,7 +356,7 @@ WITH exceeded AS MATERIALIZED (
   {_REPORT_AGAIN}
   RETURNING e.id, e.enqueues
 )
-SELECT f.stop_reason, f.n AS ended, report.id AS report, report.enqueues AS report_enqueues, f.traceparent
+SELECT f.stop_reason, f.n AS ended, report.id AS report, report.enqueues AS report_enqueues, f.traceparent, f.queue
 FROM flagged f LEFT JOIN report ON true
 """,
 )

@@ -11,13 +11,13 @@ POLICIES = [None, True, False, 0, 0.0, 0.1, 0.3, 1 / 3, 0.5, 0.999, 1, 1.0, 1.5,
 SAMPLES = [1, 2, 3, 7, 10, 30]
 
 
-@pytest.mark.parametrize(("policy", "samples"), product(POLICIES, SAMPLES))
+@pytest.mark.parametrize(("policy", "samples"), list(product(POLICIES, SAMPLES)))
 def test_an_evaluation_fails_when_inspect_fails_it(policy: bool | float | None, samples: int) -> None:
     for errors in range(samples + 1):
         assert exceeded(policy, errors, samples) == _should_eval_fail(errors, samples, policy)
 
 
-@pytest.mark.parametrize(("policy", "samples"), product(POLICIES, SAMPLES))
+@pytest.mark.parametrize(("policy", "samples"), list(product(POLICIES, SAMPLES)))
 def test_it_stops_at_the_error_at_which_inspect_raises(policy: bool | float | None, samples: int) -> None:
     handler = SampleErrorHandler(policy, samples)
     raised = [n for n in range(1, samples + 1) if handler(RuntimeError())[1] is not None]
