@@ -2,15 +2,13 @@
 
 import math
 import time
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
 from inspect_ai import Task, eval
 from inspect_ai.dataset import Dataset
-from inspect_ai.log import EvalLog
-from inspect_ai.util import registry_info
 
+from app.runner.arguments import check_arguments
 from app.runner.digest import digest
 from app.runner.error_policy import error_limit
 from app.runner.failures import refusal, refused
@@ -18,7 +16,10 @@ from app.runner.messages import Job, Planned, SampleRef
 from app.runner.resolve import check_sandbox, resolve
 from app.runner.run import name_logs, number, options
 from app.runner.same import REMEDY, shown
+from app.runner.sample_ids import refuse_odd_ids
+from app.runner.services import refuse_several_sandboxes
 from app.runner.twin import Pairs, id_digest, twin
+from app.runner.unattended import refuse_humans
 from app.runner.writer import Writer
 from app.spec import Spec
 
@@ -34,7 +35,10 @@ def plan(job: Job, out: Writer) -> None:
         task = subject.task
         name_logs(task)
         check_sandbox(job.spec, task, job.containment)
-        samples = list(_numbered(task))[: job.spec.limit]
+        refuse_several_sandboxes(job.spec, task)
+        refuse_humans(task)
+        refuse_odd_ids(task.name, [sample.id for sample in _numbered(task)])
+        samples = list(task.dataset)[: job.spec.limit]
         ids = [sample.id for sample in samples if sample.id is not None]
         other.ask(ids)
         digests = [digest(sample) for sample in samples]
@@ -47,8 +51,7 @@ def plan(job: Job, out: Writer) -> None:
                 continue_on_fail=job.spec.continue_on_fail,
                 run_samples=False,
             )[0]
-        _refuse_ignored_arguments(job.spec, task, log)
-        _refuse_ambiguous(ids)
+        check_arguments(job.spec, task, log.eval.task_args_passed)
         for _ in range(_loads_to_tell(len(ids))):
             _refuse_other_samples(job.spec, ids, digests, other.answer(seconds))
             if time.monotonic() - began > _TELLING + 2 * seconds:
@@ -75,21 +78,6 @@ def plan(job: Job, out: Writer) -> None:
 def _numbered(task: Task) -> Dataset:
     number(task.dataset)
     return task.dataset
-
-
-def _refuse_ambiguous(ids: Sequence[int | str]) -> None:
-    """Inspect's logs tell samples apart by the text of their ids, and so do result rows."""
-    for text, count in Counter(str(id) for id in ids).items():
-        if count > 1:
-            raise refusal(f"The dataset has {count} samples with the id {text!r}, as text and as a number: rename one.")
-
-
-def _refuse_ignored_arguments(spec: Spec, task: Task, log: EvalLog) -> None:
-    """Inspect only warns of an argument that the task does not take."""
-    ignored = spec.task_args.keys() - log.eval.task_args_passed.keys()
-    if ignored:
-        takes = ", ".join(registry_info(task).metadata.get("params", [])) or "none"
-        raise refusal(f"The task {spec.task!r} takes no argument {min(ignored)!r}; it takes: {takes}.")
 
 
 def _refuse_other_samples(spec: Spec, ids: Sequence[int | str], digests: Sequence[int], again: Pairs | None) -> None:
