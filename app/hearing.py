@@ -30,6 +30,7 @@ from app.runner.messages import (
     Spent,
     Started,
     Waiting,
+    WriterFailed,
 )
 from app.runner.supervisor import Child, Crashed
 from app.saved import Shipping
@@ -129,6 +130,8 @@ class Ear:
                 heard.reported = message
             case Done(failure=failure):
                 heard.failure = failure
+            case WriterFailed(reason=reason):
+                heard.writer_failed = reason
             case Crashed():
                 heard.crash = str(message)
 

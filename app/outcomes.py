@@ -18,8 +18,9 @@ renewal for too long."""
 class Heard:
     """What a child has said so far: the `versions` that it runs by, and `earlier_versions` those by which the state was made
     that it went on from; how many `checkpoints` its samples have reached (or why none), `samples` with the URL of their log,
-    `failure` its own word on how it went, `crash` why it ended without one; `waited` whether a sample of its waited long for
-    a sandbox; and what was seen of it: `start_seconds` until it said its first word, and its largest resident set."""
+    `failure` its own word on how it went, `crash` why it ended without one, and `writer_failed` why it had to; `waited`
+    whether a sample of its waited long for a sandbox; and what was seen of it: `start_seconds` until it said its first word,
+    and its largest resident set."""
 
     started: Started | None = None
     versions: Versions = field(default_factory=dict)
@@ -32,6 +33,7 @@ class Heard:
     samples: list[tuple[SampleResult, str]] = field(default_factory=list)
     failure: Failure | None = None
     crash: str | None = None
+    writer_failed: str | None = None
     waited: bool = False
     start_seconds: float | None = None
     memory_peak_bytes: int | None = None
@@ -87,7 +89,13 @@ def stopped(reason: Stopped, heard: Heard, seconds: float) -> Settlement:
 
 
 def crashed(heard: Heard) -> Settlement:
-    """The child ended without a last word: nobody's fault yet, but it counts towards `max_crashes`."""
+    """The child ended without a last word: nobody's fault yet, but it counts towards `max_crashes`; not if it was the way to
+    tell that failed, which is ours."""
+    if heard.writer_failed is not None:
+        message = f"The child could not tell what it did, and was ended: {heard.writer_failed}"
+        return _settlement(
+            heard, "interrupted", Failure(error_class="infrastructure", message=message), cause="messages"
+        )
     failure = Failure(error_class="infrastructure", message=heard.crash or "The child process ended without a word.")
     return _settlement(heard, "interrupted", failure, crashed=True, cause="crash")
 

@@ -14,12 +14,14 @@ from app.runner.plan import plan
 from app.runner.report import report
 from app.runner.run import interrupted, run
 from app.runner.sandbox import contain
+from app.runner.tolerance import tolerate
 from app.runner.writer import Writer
 
 
 def main(job: Job, out: Writer) -> None:
     """`Done` is always the last message, whatever happens before."""
     _bound(job.containment.child_memory)
+    tolerate()
     limits = job.containment.limits.lowered(job.spec.sandbox_limits)
     contain(job.containment.model_copy(update={"limits": limits}), waiting=lambda: out.send(Waiting()))
     out.send(Started(pid=os.getpid(), versions=_versions(job)))

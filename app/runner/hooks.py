@@ -2,7 +2,7 @@
 
 import math
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,7 @@ from app.runner.messages import (
     ScoreValue,
     Spent,
 )
+from app.runner.storable import storable
 from app.runner.writer import Writer
 
 _EXPLANATION_LENGTH = 2_000
@@ -164,17 +165,19 @@ def usage_by_model(usage: Mapping[str, ModelUsage]) -> dict[str, dict[str, JsonV
 
 def as_json(value: object) -> JsonValue:
     """Plain JSON: no NaN and no infinity (a metric can be either), which databases and browsers refuse."""
+    return _finite(storable(value))
+
+
+def _finite(value: JsonValue) -> JsonValue:
     match value:
-        case None | bool() | int() | str():
-            return value
         case float():
             return value if math.isfinite(value) else None
-        case Mapping():
-            return {str(key): as_json(item) for key, item in value.items()}
-        case Sequence():
-            return [as_json(item) for item in value]
+        case dict():
+            return {key: _finite(item) for key, item in value.items()}
+        case list():
+            return [_finite(item) for item in value]
         case _:
-            return str(value)
+            return value
 
 
 def _score(score: Score) -> ScoreValue:

@@ -18,6 +18,9 @@ LOGS = "logs"
 ENDED = "ended"
 """Folder beside it with a copy of the log as of the last sample that ended: Inspect may be writing to its own."""
 
+MESSAGE_LIMIT = 16 * 2**20
+"""Bytes of one message, at most. Ours: a thousand times the usual one."""
+
 SampleId = StrictInt | StrictStr
 
 
@@ -157,6 +160,14 @@ NOT_KEPT = {"type", "providers"}
 """What of a progress does not go into the ledger."""
 
 
+class Listed(_Value):
+    """More of the plan's samples and digests than one message takes; `Planned` brings the last, after all others."""
+
+    type: Literal["listed"] = "listed"
+    samples: tuple[SampleRef, ...] = ()
+    digests: tuple[int, ...] = ()
+
+
 class Planned(_Value):
     """The samples that are to run, in the dataset's order, epoch by epoch. `digests`: of the dataset's samples
     (`app.runner.digest`), the same for each epoch. `whole`: they must be one execution, because the task stops early by
@@ -219,6 +230,13 @@ class Reported(_Value):
     slim: bool = False
 
 
+class WriterFailed(_Value):
+    """The child can tell nothing more, for the `reason` given, and ends at once: what it went on to spend would be lost."""
+
+    type: Literal["writer_failed"] = "writer_failed"
+    reason: str
+
+
 class Done(_Value):
     """The last message. Nothing follows it; without it, the child crashed."""
 
@@ -227,7 +245,18 @@ class Done(_Value):
 
 
 Message = Annotated[
-    Started | Progress | Prepared | Planned | Checkpointed | Paused | Waiting | SampleEnded | Reported | Done,
+    Started
+    | Progress
+    | Prepared
+    | Listed
+    | Planned
+    | Checkpointed
+    | Paused
+    | Waiting
+    | SampleEnded
+    | Reported
+    | WriterFailed
+    | Done,
     Field(discriminator="type"),
 ]
 MESSAGE: TypeAdapter[Message] = TypeAdapter(Message, config=ConfigDict(hide_input_in_errors=True))

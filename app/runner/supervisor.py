@@ -23,7 +23,9 @@ from pydantic import ValidationError
 
 from app.metrics import RunnerFigures
 from app.runner.forkserver import Report, Request
-from app.runner.messages import MESSAGE, Done, Job, Message
+from app.runner.listing import whole
+from app.runner.messages import MESSAGE, MESSAGE_LIMIT, Done, Job, Listed, Message, Planned
+from app.runner.storable import storable_text
 from app.tracing import about
 
 log = structlog.get_logger(__name__)
@@ -31,7 +33,6 @@ log = structlog.get_logger(__name__)
 OUTPUT = "output.txt"
 """What a child prints, in the job's directory."""
 
-_MESSAGE_LIMIT = 16 * 2**20
 _CHUNK = 2**16
 _PACKET = 4096
 _TAIL_BYTES, _TAIL_LINES = 4096, 20
@@ -76,6 +77,7 @@ class Child:
         self._messages = messages
         self._output = output
         self._buffer = bytearray()
+        self._listed: list[Listed] = []
         self.forked = anyio.Event()
         self._ended = anyio.Event()
         self._end = ""
@@ -95,8 +97,11 @@ class Child:
             except ValidationError:
                 yield await self._crash("it wrote what is no message", bytes(line[:100]))
                 return
+            if isinstance(message, Listed):
+                self._listed.append(message)
+                continue
             self._done = isinstance(message, Done)
-            yield message
+            yield whole(self._listed, message) if isinstance(message, Planned) else message
             if self._done:
                 return
 
@@ -135,8 +140,8 @@ class Child:
         searched = 0
         while (newline := self._buffer.find(b"\n", searched)) < 0:
             searched = len(self._buffer)
-            if searched > _MESSAGE_LIMIT:
-                return await self._crash(f"it wrote a message of more than {_MESSAGE_LIMIT >> 20} MiB")
+            if searched > MESSAGE_LIMIT:
+                return await self._crash(f"it wrote a message of more than {MESSAGE_LIMIT >> 20} MiB")
             # Only what has been asked for is read: a slow consumer fills the pipe, and that slows the child.
             chunk = await self._read()
             if not chunk:
@@ -392,7 +397,7 @@ def _tail(output: Path) -> str:
     try:
         with output.open("rb") as file:
             file.seek(max(0, output.stat().st_size - _TAIL_BYTES))
-            text = file.read().decode(errors="replace")
+            text = storable_text(file.read().decode(errors="replace"))
     except OSError:
         return ""
     return "\n".join(text.splitlines()[-_TAIL_LINES:])

@@ -13,6 +13,7 @@ from anyio import to_thread
 
 from app.runner.messages import Done, Planned, Progress, SampleRef, Started
 from app.runner.supervisor import OUTPUT, Child, Crashed, Supervisor
+from app.runner.writer import Writer
 from tests.runner.conftest import Attempt, MakeJob, done, ended, only
 
 pytestmark = pytest.mark.xdist_group("runner")
@@ -66,6 +67,26 @@ async def test_a_message_without_end_is_a_crash(tmp_path: Path) -> None:
         group.start_soon(to_thread.run_sync, write)
         assert [message async for message in child] == [Crashed("it wrote a message of more than 16 MiB", "")]
         os.close(receive)
+
+
+async def test_a_plan_of_any_size_is_told(tmp_path: Path) -> None:
+    """As many samples as an evaluation may have, with the longest ids."""
+    receive, send = os.pipe()
+    child = Child(receive, tmp_path / OUTPUT)
+    samples = tuple(SampleRef(id=f"{place}".zfill(10) + "x" * 990, epoch=1) for place in range(100_000))
+    plan = Planned(task="large", samples=samples, digests=tuple(range(50_000)), whole=False, log="l")
+
+    def write() -> None:
+        out = Writer(send)
+        out.send(plan)
+        out.send(Done())
+        out.close()
+
+    async with anyio.create_task_group() as group:
+        group.start_soon(to_thread.run_sync, write)
+        told = [message async for message in child]
+    os.close(receive)
+    assert told == [plan, Done()]
 
 
 async def test_stopping_ends_a_child_that_hangs_and_all_it_has_started(
