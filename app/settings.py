@@ -348,7 +348,8 @@ class Settings(BaseSettings):
     allowed_tasks: Listed = Field(
         default=("*",),
         min_length=1,
-        description="Tasks that may be evaluated: patterns with `*` and `?`, comma-separated. Default: all.",
+        description="Tasks that may be evaluated: patterns with `*` and `?`, comma-separated; `file.py@name` is held to them"
+        " on both sides of the `@`. Default: all.",
     )
     allowed_models: Listed = Field(
         default=("*",),

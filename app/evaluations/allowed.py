@@ -12,7 +12,10 @@ ALL = ("*",)
 
 @dataclass(frozen=True)
 class Allowed:
-    """Patterns with `*` and `?`, in which `*` spans `/` too."""
+    """Patterns with `*` and `?`, in which `*` spans `/` too.
+
+    A task is held to them as Inspect reads it: the last `@` parts a file from the name of a task in it. A pattern with an
+    `@` of its own is held to both sides; one without, to the file alone."""
 
     tasks: Sequence[str] = ALL
     models: Sequence[str] = ALL
@@ -30,8 +33,30 @@ class Allowed:
             raise InvalidRequest(" ".join(f"{one['field']}: {one['message']}" for one in wrong), wrong)
 
     def _has_task(self, task: str) -> bool:
-        """`suite/*` is not to reach what `suite/../other` names."""
-        return _fits(task, self.tasks) and (tuple(self.tasks) == ALL or ".." not in task.split("/"))
+        file, at, name = task.rpartition("@")
+        if tuple(self.tasks) == ALL:
+            return True
+        if not at:
+            return _fits(task, self.tasks) and _stays(task) and not _GLOB.intersection(task)
+        # Inspect looks a name with `/` up among all installed packages' tasks, whatever file was loaded before
+        own = "/" not in name or self._has_task(name)
+        return own and _stays(file) and any(_fits_both(file, name, pattern) for pattern in self.tasks)
+
+
+_GLOB = frozenset("*?[")
+"""Inspect takes a task without `@` for a glob, too: what it finds may be called otherwise than what fits."""
+
+
+def _stays(path: str) -> bool:
+    """`suite/*` is not to reach what `suite/../other` names."""
+    return ".." not in path.split("/")
+
+
+def _fits_both(file: str, name: str, pattern: str) -> bool:
+    of_file, at, of_name = pattern.rpartition("@")
+    if not at or "/" in of_name:  # that is a folder's
+        return fnmatchcase(file, pattern)
+    return fnmatchcase(file, of_file) and fnmatchcase(name, of_name)
 
 
 def _fits(name: str, patterns: Sequence[str]) -> bool:

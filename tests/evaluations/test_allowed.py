@@ -51,6 +51,48 @@ def test_what_fits_none_is_refused_with_what_is_allowed(refused: Spec, field: st
     assert ("suite/*, proctor/programming" if field == "task" else "openai/*, mockllm/model") in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("pattern", "task"),
+    [
+        ("suite/*", "suite/one.py@it"),
+        ("suite/one.py", "suite/one.py@it"),
+        ("suite/*.py@it", "suite/sub/one.py@it"),
+        ("*@it", "any/one.py@it"),
+        ("a@b/*", "a@b/one.py@it"),
+        ("a@b/one.py@it", "a@b/one.py@it"),
+        ("suite/*", "suite/one"),
+    ],
+)
+def test_each_side_of_the_at_sign_fits_its_side_of_a_pattern(pattern: str, task: str) -> None:
+    Allowed((pattern,)).check(spec(task))
+
+
+@pytest.mark.parametrize(
+    ("pattern", "task"),
+    [
+        ("suite/*", "suite/one.py@other/it"),  # a task of an installed package
+        ("suite/*", "suite/one.py@suite/../other"),
+        ("suite/*.py@*", "suite/one.py@other/it"),
+        ("*/it", "evil.py@x/it"),
+        ("*it", "evil.py@it"),
+        ("suite/*it", "suite/evil.py@it"),
+        ("suite/*@it", "suite/one.py@it@other"),
+        ("suite/*@it", "suite/one.py@"),
+        ("suite/one.py@it", "suite/one.py"),
+        ("suite/*", "suite/..@it"),
+        ("suite/*", "suite/sub/../../other.py@it"),
+        ("suite/*.py@it", "../suite/one.py@it"),
+        ("suite/*", "./suite/one.py@it"),
+        ("suite/*", "/elsewhere/suite/one.py@it"),
+        ("suite/on?", "suite/*?"),  # as a glob it finds more than it fits
+        ("suite/o*", "suite/o[n-z]*"),
+    ],
+)
+def test_neither_side_of_the_at_sign_reaches_past_the_patterns(pattern: str, task: str) -> None:
+    with pytest.raises(InvalidRequest, match=r"task: .* is not allowed here"):
+        Allowed((pattern,)).check(spec(task))
+
+
 def test_a_queue_is_one_of_those_that_push_here() -> None:
     allowed = Allowed(queues=("proctor", "openai"))
     allowed.check(spec().model_copy(update={"queue": "openai"}))
