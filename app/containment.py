@@ -7,7 +7,7 @@ from typing import Self
 import structlog
 
 from app.addresses import local_path
-from app.runner.cgroup import hand_down, in_sum, machine_memory
+from app.runner.cgroup import Cgroup, hand_down, in_sum, machine_memory
 from app.runner.launchers import choose
 from app.runner.messages import Containment
 from app.runner.turns import FOLDER
@@ -69,7 +69,7 @@ class Contained:
 
     async def _probe(self) -> Containment:
         chosen = await choose(self._settings.sandbox_launchers, self._wanted, within=self._settings.scratch)
-        found = bounded(chosen, self._settings)
+        found = await asyncio.to_thread(bounded, chosen, self._settings)
         if found.launcher:
             mode = {"launcher": found.launcher, "memory": found.bounds, "at_once": found.at_once}
             log.info("sandbox launcher passed its probe", **mode)
@@ -79,11 +79,15 @@ class Contained:
 
 
 def bounded(found: Containment, settings: Settings) -> Containment:
-    """Where no control group holds all of a sample's memory, no more samples at once than there is memory for."""
-    if found.bounds != "watchdog":
+    """With what bounds a sample's memory here. Where no control group holds all of it, there are no more samples at once than
+    there is memory for."""
+    if found.launcher is None:
         return found
+    if found.launcher == "bubblewrap" and (group := Cgroup.make(settings.sandbox_limits)):
+        group.remove()
+        return found.model_copy(update={"bounds": "control group"})
     at_once = max(1, int(machine_memory() * SAMPLES_SHARE) // in_sum(settings.sandbox_limits))
-    return found.model_copy(update={"at_once": at_once, "turns": str(settings.scratch / FOLDER)})
+    return found.model_copy(update={"bounds": "watchdog", "at_once": at_once, "turns": str(settings.scratch / FOLDER)})
 
 
 def in_words(found: Containment) -> str:

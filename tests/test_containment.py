@@ -5,7 +5,6 @@ import pytest
 from app import containment
 from app.cloud.doctor import check_sandbox
 from app.containment import Contained, bounded
-from app.runner import launchers
 from app.runner.cgroup import Cgroup
 from app.runner.messages import Bounds, Containment
 from app.settings import Settings
@@ -43,9 +42,5 @@ async def test_where_no_control_group_holds_them_as_many_at_once_as_there_is_mem
     small = settings.model_copy(update={"sandbox_memory": 2**30, "sandbox_workspace": 2**28, "sandbox_tmp": 2**29})
     for machine, at_once in ((16 * 2**30, 6), (2**30, 1)):
         monkeypatch.setattr(containment, "machine_memory", lambda machine=machine: machine)
-        assert bounded(Containment(bounds="watchdog"), small).at_once == at_once
-        assert bounded(Containment(bounds="control group"), small).at_once is None
-
-
-async def test_cloud_run_s_launcher_has_no_control_group() -> None:
-    assert launchers._bounds("cloud_run", Containment().limits) == "watchdog"
+        found = bounded(Containment(launcher="cloud_run"), small)
+        assert (found.bounds, found.at_once) == ("watchdog", at_once), "which has no control group"

@@ -229,7 +229,7 @@ async def check_sandbox(settings: Settings) -> list[Finding]:
     wanted = Containment(limits=settings.sandbox_limits, hidden=(str(settings.scratch),))
     found = await choose(settings.sandbox_launchers, wanted, within=settings.scratch)
     if found.launcher is not None:
-        mode = in_words(bounded(found, settings))
+        mode = in_words(await asyncio.to_thread(bounded, found, settings))
         return [Finding("sandbox", True, f"{found.launcher} has passed its probe; {mode}")]
     mend = "deploy service.yaml (`sandboxLauncher: true`), or give the container bubblewrap and user namespaces"
     return [Finding("sandbox", False, found.refusal, mend)]

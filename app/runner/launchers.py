@@ -17,9 +17,8 @@ from subprocess import DEVNULL, PIPE
 import anyio
 
 from app.runner.bubblewrap import ADVICE, Bubblewrap
-from app.runner.cgroup import Cgroup
 from app.runner.cloud_run import CloudRun
-from app.runner.messages import Bounds, Containment, Launcher
+from app.runner.messages import Containment, Launcher
 from app.runner.place import (
     DEFAULTS,
     USER,
@@ -128,18 +127,9 @@ async def choose(
         except (NoLauncher, OSError) as error:  # OSError: no room for a folder, say
             reasons.append(f"{launcher}: {error}")
         else:
-            bounds = await asyncio.to_thread(_bounds, launcher, containment.limits)
-            return containment.model_copy(update={"launcher": launcher, "refusal": "", "bounds": bounds})
+            return containment.model_copy(update={"launcher": launcher, "refusal": ""})
     refusal = "No sandbox works on this worker, so tasks that need one are refused. " + " ".join(reasons)
     return containment.model_copy(update={"launcher": None, "refusal": refusal})
-
-
-def _bounds(launcher: Launcher, limits: SandboxLimits) -> Bounds:
-    group = Cgroup.make(limits) if launcher == "bubblewrap" else None
-    if group is None:
-        return "watchdog"
-    group.remove()
-    return "control group"
 
 
 async def probe(

@@ -32,8 +32,8 @@ STARTED = b"\x02started\x03"
 which the agent's code could print too."""
 
 # bash, for it reads with a time-out and counts without starting anything; -p, for it must not read what BASH_ENV names.
-# $1: the folder; $2 and $3: most MiB of memory and processes together; then the command. From standard input: the mark, and
-# how many bytes are the command's. Nothing comes behind them: when standard input ends, so must the command.
+# $1: the folder; $2, $3, $4: most MiB of memory, processes, and MiB in files without a name; then the command. From standard
+# input: the mark, and how many bytes are the command's. Nothing comes behind them: when it ends, so must the command.
 _LEASH = r"""
 unset mark size
 IFS=' ' read -r mark size || exit 125
@@ -42,9 +42,9 @@ printf '\002started\003' >&3
 end() { kill -s KILL -- -1; printf '%s\n%s %s\n' "$2" "$mark" "$1" >&3; exit "$1"; }
 ended() { end 137 $'\n'"The command was ended: $1."$'\n'; }
 cd -- "$1" 2>&3 || end 1
-memory=$2 processes=$3; shift 3
+memory=$2 processes=$3 files=$4; shift 4
 exec 6< <(exec 3>&- 5<&-; exec /usr/bin/head -c "$size" <&4); input=$!
-(exec "$@" <&6 2>&3 3>&- 4<&- 5<&- 6<&-) & command=$!
+(ulimit -u $((processes - 8)); exec "$@" <&6 2>&3 3>&- 4<&- 5<&- 6<&-) & command=$!
 exec 6<&-
 for ((look = 1; ; look++)); do
   pause=0.0$((look < 9 ? look : 9))
@@ -57,8 +57,18 @@ for ((look = 1; ; look++)); do
   for file in /proc/[0-9]*/statm; do
     read -r _ resident shared _ <"$file" && ((pages += resident - shared, ++count))
   done
-  ((count <= processes + 3)) || ended "it had more than $processes processes"
+  ((count <= processes + 4)) || ended "it had more than $processes processes"
   ((pages / 256 <= memory)) || ended "its processes used more than $memory MiB of memory together"
+  ((look % 3)) && continue
+  blocks=0 seen=' '
+  exec 7< <(exec /usr/bin/find -L /proc/[0-9]*/fd -maxdepth 1 -type f -links 0 -printf '%b %D:%i\n' 3>&- 4<&- 5<&-)
+  while read -r -u 7 size inode; do
+    [[ $seen == *" $inode "* ]] || ((blocks += size)) ; seen+="$inode "
+  done
+  wait $!
+  (($? < 128)) || ended "it could not be watched"
+  exec 7<&-
+  ((blocks / 2048 <= files)) || ended "its files without a name were larger than $files MiB together"
 done
 wait $command
 end $?
@@ -76,8 +86,9 @@ class Ended:
 
 def on_leash(name: str, cwd: str, limits: SandboxLimits) -> list[str]:
     """To put before a command. `name`: what the shell calls itself in messages."""
-    assert limits.memory
-    return ["/bin/bash", "-p", "-c", _LEASH, name, cwd, str(limits.memory >> 20), str(limits.processes)]
+    files = (limits.workspace or 0) + (limits.tmp or 0)
+    most = [str((limits.memory or 0) >> 20), str(limits.processes), str(files >> 20)]
+    return ["/bin/bash", "-p", "-c", _LEASH, name, cwd, *most]
 
 
 async def run(command: Sequence[str], input: bytes, timeout: float | None, output_limit: int) -> Ended:

@@ -6,14 +6,16 @@ It is slower than the kernel: within one look a process can take what its own li
 import logging
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import anyio
 
 from app.runner.memory import held_by
+from app.runner.trees import Uncountable, size_of
 
 logger = logging.getLogger(__name__)
 
@@ -24,7 +26,8 @@ MOST_WATCHES = 2**16
 (fs.epoll.max_user_watches, about 250,000 for each GiB of memory), and so for all samples and the service."""
 _OPEN = 64
 """Descriptors for each process that a sample may have, on average; 1,024 for one. Ours: a compiler has ten."""
-_PAGE = 4096
+_BLIND = 10
+"""Looks that may fail one after another, a second in all: what cannot be watched is ended."""
 
 
 @dataclass
@@ -39,6 +42,7 @@ class Watchdog:
     disks: dict[Path, int] = field(default_factory=dict)
     supplies: bool = False
     ended: dict[str, str] = field(default_factory=dict)
+    _failed: int = field(default=0, init=False)
 
     @property
     def idle(self) -> bool:
@@ -71,20 +75,40 @@ class Watchdog:
                     os.kill(pid, signal.SIGKILL)
 
     def _over(self, pids: list[int]) -> str | None:
+        """One measure that fails keeps no other from being taken; what fails again and again is over."""
+        failed = False
+        for measure in self._measures(pids):
+            try:
+                if reason := measure():
+                    return reason
+            except Exception:
+                logger.exception("the watchdog could not look")
+                failed = True
+        self._failed = self._failed + 1 if failed else 0
+        return "it could not be watched" if self._failed >= _BLIND else None
+
+    def _measures(self, pids: list[int]) -> Iterator[Callable[[], str | None]]:
+        yield lambda: self._over_processes(pids)
+        yield lambda: self._over_memory(pids)
+        for folder, most in self.disks.items():
+            yield partial(_over_size, folder, most)
+
+    def _over_processes(self, pids: list[int]) -> str | None:
         if self.processes is not None and len(pids) > self.processes:
             return f"it had more than {self.processes} processes"
-        if self.memory is not None or self.supplies:
-            most_open = self.most_open
-            held = held_by(pids, most_open, self.memory is not None)
-            if self.memory is not None and held.bytes > self.memory:
-                return f"its processes used more than {self.memory >> 20} MiB of memory together"
-            if held.open > most_open:
-                return f"its processes had more than {most_open} files open together"
-            if held.watches > MOST_WATCHES:
-                return f"its processes watched more than {MOST_WATCHES} files together"
-        for folder, most in self.disks.items():
-            if size_of(folder) > most:
-                return f"its files in /{folder.name} were larger than {most >> 20} MiB together"
+        return None
+
+    def _over_memory(self, pids: list[int]) -> str | None:
+        if self.memory is None and not self.supplies:
+            return None
+        most_open = self.most_open
+        held = held_by(pids, most_open, self.memory is not None)
+        if self.memory is not None and held.bytes > self.memory:
+            return f"its processes used more than {self.memory >> 20} MiB of memory together"
+        if held.open > most_open:
+            return f"its processes had more than {most_open} files open together"
+        if held.watches > MOST_WATCHES:
+            return f"its processes watched more than {MOST_WATCHES} files together"
         return None
 
     def _roots(self) -> Iterator[tuple[str, int]]:
@@ -94,6 +118,15 @@ class Watchdog:
                 pid = int(file.read_text())
                 if parent_of(pid) == os.getpid():
                     yield file.name, pid
+
+
+def _over_size(folder: Path, most: int) -> str | None:
+    try:
+        if size_of(folder, most) > most:
+            return f"its files in /{folder.name} were larger than {most >> 20} MiB together"
+    except Uncountable as error:
+        return f"/{folder.name} {error}"
+    return None
 
 
 def tree(root: int) -> list[int]:
@@ -113,16 +146,3 @@ def parent_of(pid: int) -> int:
     """Raises OSError if there is no such process."""
     # proc(5): the fourth field; the second, the program's name, may hold anything
     return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
-
-
-def size_of(folder: Path) -> int:
-    """Bytes on disk of what is in a folder, a page at least for each entry: empty files take memory too. Links are not
-    followed, and what cannot be read is not counted."""
-    total = 0
-    for where, folders, files in os.walk(folder):
-        total += len(folders) * _PAGE
-        for name in files:
-            with suppress(OSError):
-                blocks = os.lstat(os.path.join(where, name)).st_blocks
-                total += max(blocks * 512, _PAGE)  # POSIX: st_blocks is in units of 512
-    return total

@@ -471,7 +471,43 @@ time.sleep(targets['pause'])
 reached()
 """
 
+
+def _several(name: str, body: str) -> Attack:
+    """Files of 50 MiB, eight of them: far more than the workspace may hold."""
+    program = f"""
+held, here = [], os.getcwd()
+try:
+    for number in range(8):
+        name = f"part-{{number}}"
+        file = open(name, "wb", 0)
+        {body}
+        for _ in range(50): file.write(b"x" * 2**20)
+        time.sleep(targets['breath'])
+    time.sleep(targets['pause'])
+    reached()
+finally:
+    os.chdir(here)
+    subprocess.run("chmod -R u+rwX .; rm -rf deep closed part-*", shell=True)
+"""
+    return _program(name, program)
+
+
+_CLOSE = """
+        os.makedirs("closed", exist_ok=True)
+        os.chmod("closed", 0o700)
+        os.rename(name, f"closed/{name}")
+        os.chmod("closed", 0)"""
+_DEEPEN = """
+        if number == 0:
+            os.mkdir("deep"); os.chdir("deep")
+            for _ in range(1500): os.mkdir("d" * 50); os.chdir("d" * 50)
+        os.unlink(f"{here}/{name}") if number == 0 else os.unlink(name)
+        file = open(name, "wb", 0)"""
+
 USING = [
+    _several("files that are unlinked and open", "os.unlink(name); held.append(file)"),
+    _several("files in closed folders", _CLOSE),
+    _several("files in very deep folders", _DEEPEN),
     _program("files in memory without a name", _WITHOUT_A_NAME, gets_through_cloud_run=_UNSEEN),
     _program("shared memory that nobody is attached to", _SYSTEM_V, gets_through_cloud_run=_UNSEEN),
     _program("shared memory that is given back and kept", _GIVEN_BACK, gets_through_cloud_run=_UNSEEN),

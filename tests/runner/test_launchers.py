@@ -279,3 +279,44 @@ async def test_nothing_is_mounted_below_what_the_agent_may_write_here_either(pro
     points = [part.split("destination=")[1].split(",")[0] for part in command if "destination=" in part]
     assert set(WRITABLE) <= set(points)
     assert [point for point in points if in_reach(Path(point)) and point not in WRITABLE] == []
+
+
+HIDE = {
+    "unlinked": """
+held = []
+for n in range(12):
+    held.append(open(str(n), 'wb', 0))
+    os.unlink(str(n))
+    held[-1].write(b'x' * 2**20)
+""",
+    "closed": "os.mkdir('c'); open('c/big', 'wb').write(b'x' * 8 * 2**20); os.chmod('c', 0)",
+    "deep": "for _ in range(1500): os.mkdir('d' * 50); os.chdir('d' * 50)\nopen('big', 'wb').write(b'x' * 8 * 2**20)",
+}
+
+
+@pytest.mark.parametrize("how", HIDE)
+async def test_files_are_bounded_and_removed_however_they_are_hidden(program: Path, how: str, tmp_path: Path) -> None:
+    contain(CLOUD_RUN.model_copy(update={"limits": SandboxLimits(memory=2**28, workspace=2**22, tmp=2**22)}))
+    environments = await ProctorSandbox.sample_init("test", None, {})
+    contain(Containment())
+    sandbox = environments["default"].as_type(ProctorSandbox)
+    result = await sandbox.exec(["python3", "-c", f"import os, time\n{HIDE[how]}\ntime.sleep(60)"], timeout=60)
+    await ProctorSandbox.sample_cleanup("test", None, environments, False)
+    assert not result.success
+    assert "The command was ended: " in result.stderr
+    assert not sandbox.place.calls.parent.exists()
+
+
+async def test_who_kills_what_watches_it_is_ended(cloud_sandbox: ProctorSandbox) -> None:
+    hunt = """
+import glob, os, signal, time
+end = time.monotonic() + 30
+while time.monotonic() < end:
+    for path in glob.glob("/proc/[0-9]*/comm"):
+        try:
+            if open(path).read() == "find\\n": os.kill(int(path.split("/")[2]), signal.SIGKILL)
+        except OSError: pass
+"""
+    result = await cloud_sandbox.exec(["python3", "-c", hunt], timeout=60)
+    assert result.returncode == 137
+    assert "it could not be watched" in result.stderr
