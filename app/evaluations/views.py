@@ -73,7 +73,12 @@ class SampleView(_View):
     id: int | str
     epoch: int
     state: State
-    scores: dict[str, Any] = Field(default_factory=dict)
+    scores: dict[str, Any] = Field(
+        default_factory=dict,
+        description="Of each scorer: `value`, `answer` and `explanation`. Of what is longer than 2,000 characters, only the"
+        " beginning, with `…` where something is left out; `cut` then names which of the three. The transcript has them"
+        " whole.",
+    )
     usage: dict[str, Any] = Field(default_factory=dict)
     cost: float | None = None
     limit: str | None = None

@@ -25,6 +25,7 @@ from inspect_ai.scorer import Score
 from pydantic import JsonValue
 
 from app.runner.checkpoint import commits, wind_down
+from app.runner.excerpt import excerpt
 from app.runner.failures import is_cancellation, recorded_failure
 from app.runner.messages import (
     ENDED,
@@ -39,8 +40,6 @@ from app.runner.messages import (
 )
 from app.runner.storable import storable
 from app.runner.writer import Writer
-
-_EXPLANATION_LENGTH = 2_000
 
 
 def register(out: Writer, logs: Path) -> "Told":
@@ -181,7 +180,11 @@ def _finite(value: JsonValue) -> JsonValue:
 
 
 def _score(score: Score) -> ScoreValue:
-    explanation = score.explanation
-    if explanation is not None and len(explanation) > _EXPLANATION_LENGTH:
-        explanation = explanation[: _EXPLANATION_LENGTH - 1] + "…"
-    return ScoreValue(value=as_json(score.value), answer=score.answer, explanation=explanation)
+    """What is long, only as far as the ledger keeps it."""
+    said: dict[str, JsonValue] = {
+        "value": as_json(score.value),
+        "answer": score.answer,
+        "explanation": score.explanation,
+    }
+    kept = {name: excerpt(value) for name, value in said.items()}
+    return ScoreValue.model_validate(kept | {"cut": [name for name in said if kept[name] != said[name]]})

@@ -104,11 +104,13 @@ class Failure(_Value):
 
 
 class ScoreValue(_Value):
-    """One scorer's judgement of one sample. `explanation` is cut to 2,000 characters; the log has it whole."""
+    """One scorer's judgement of one sample. `cut`: which of them are only the beginning (`app.runner.excerpt`); the log has
+    them whole."""
 
     value: JsonValue
     answer: str | None = None
     explanation: str | None = None
+    cut: tuple[Literal["value", "answer", "explanation"], ...] = Field(default=(), exclude_if=lambda cut: not cut)
 
 
 class SampleResult(_Value):

@@ -143,6 +143,20 @@ def not_a_number() -> Task:
     return Task(dataset=[Sample(id="n", input="?", target="x")], scorer=undefined(), model=model())
 
 
+@scorer(metrics=[accuracy()])
+def talkative() -> Scorer:
+    async def score(state: TaskState, target: Target) -> Score:
+        long = "é" * 3_000
+        return Score(value={"words": long, "count": 1.5, "rest": "dropped"}, answer=long, explanation="short")
+
+    return score
+
+
+@task
+def says_much() -> Task:
+    return Task(dataset=[Sample(id="n", input="?", target="x")], scorer=talkative(), model=model())
+
+
 @task
 def metric_of_two() -> Task:
     return Task(dataset=[Sample(input="?"), Sample(input="?")], scorer=needs_two(), model=model())

@@ -50,6 +50,20 @@ async def test_not_a_number_becomes_null(attempt: Attempt, make_job: MakeJob) ->
     assert len(score.explanation or "") == 2_000
 
 
+async def test_what_is_long_in_a_score_is_cut_and_the_log_has_it_whole(attempt: Attempt, make_job: MakeJob) -> None:
+    job = make_job("run", "says_much", samples=(SampleRef(id="n", epoch=1),))
+    (result,) = ended(await attempt(job))
+    score = result.scores["talkative"]
+    assert score.answer == "é" * 1_999 + "…"
+    assert isinstance(score.value, dict)
+    assert score.value == {"words": f"{'é' * 1_988}…", "…": "2 more"}
+    assert (score.explanation, score.cut) == ("short", ("value", "answer"))
+    sample = await to_thread.run_sync(read_eval_log_sample, Path(job.directory, LOGS, result.log), "n", 1)
+    assert sample.scores is not None
+    whole = sample.scores["talkative"]
+    assert (whole.answer, whole.value) == ("é" * 3_000, {"words": "é" * 3_000, "count": 1.5, "rest": "dropped"})
+
+
 async def test_a_metric_that_needs_more_samples_does_not_fail_this_one(attempt: Attempt, make_job: MakeJob) -> None:
     messages = await attempt(make_job("run", "metric_of_two", samples=(SampleRef(id=1, epoch=1),)))
     assert done(messages) == Done()
