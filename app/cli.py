@@ -161,7 +161,14 @@ def submit(
     time_limit: Annotated[
         int | None, typer.Option(min=1, metavar="N", help="Seconds on the clock for a sample.")
     ] = None,
-    working_limit: Annotated[int | None, typer.Option(min=1, metavar="N", help="Seconds of work for a sample.")] = None,
+    working_limit: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            metavar="N",
+            help="Seconds of work for a sample: less known waits. A wait within a call counts until the call returns.",
+        ),
+    ] = None,
     cost_limit: Annotated[
         float | None, typer.Option(min=0, metavar="USD", help="US dollars a sample may cost.")
     ] = None,

@@ -113,7 +113,9 @@ class Spec(BaseModel):
         default=None,
         ge=1,
         le=INT4,
-        description="Seconds of work for one sample: the clock's, less waiting for rate limits and retries.",
+        description="Seconds of work for one sample: the clock's, less the waits that Inspect knows of. It takes off at once"
+        " the wait for a turn at a model and between its own retries of a call. The wait within a call, which a provider's"
+        " package makes before it tries again (for a rate limit, say), counts until the call returns: it can end the sample.",
     )
     cost_limit: float | None = Field(
         default=None, gt=0, allow_inf_nan=False, description="US dollars one sample may cost."

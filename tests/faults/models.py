@@ -61,10 +61,12 @@ class Request:
 @dataclass(eq=False)
 class Fault:
     """Befalls the next `times` requests that fit: of that conversation, kind and number, as far as given. `status` None:
-    no answer until it is removed, and then the right one. `happened`: how often it has."""
+    no answer until it is removed, and then the right one. `retry_after`: seconds that the answer asks for before the next
+    request. `happened`: how often it has."""
 
     status: int | None
     times: int = 1
+    retry_after: int | None = None
     conversation: str | None = None
     kind: Kind | None = None
     number: int | None = None
@@ -166,13 +168,17 @@ class Models:
         path = head.split(" ", 2)[1]
         length = re.search(r"^content-length: *(\d+)", head, re.IGNORECASE | re.MULTILINE)
         body = await reader.readexactly(int(length[1]) if length else 0)
-        status, answer = await self._answer(json.loads(body)) if path.endswith("/chat/completions") else _error(404)
+        chat = path.endswith("/chat/completions")
+        status, answer, after = await self._answer(json.loads(body)) if chat else (*_error(404), None)
         data = json.dumps(answer).encode()
-        lines = (f"HTTP/1.1 {status} {_REASONS.get(status, 'Answer')}", "Content-Type: application/json")
+        lines = [f"HTTP/1.1 {status} {_REASONS.get(status, 'Answer')}", "Content-Type: application/json"]
+        if after is not None:
+            lines.append(f"Retry-After: {after}")
         writer.write("\r\n".join([*lines, f"Content-Length: {len(data)}", "", ""]).encode() + data)
         await writer.drain()
 
-    async def _answer(self, body: dict[str, Any]) -> tuple[int, dict[str, Any]]:
+    async def _answer(self, body: dict[str, Any]) -> tuple[int, dict[str, Any], int | None]:
+        """Its status, its body, and after how many seconds to ask again."""
         request = self._arrive(body)
         script = self._script_of(request.conversation)
         fault = next((fault for fault in self._faults if fault.fits(request)), None)
@@ -183,7 +189,9 @@ class Models:
         await asyncio.sleep(script.latency)
         request.status = 200 if fault is None or fault.status is None else fault.status
         request.answered = time.monotonic()
-        return (200, _completion(body, request, script)) if request.status == 200 else _error(request.status)
+        if request.status == 200:
+            return 200, _completion(body, request, script), None
+        return *_error(request.status), fault.retry_after if fault else None
 
     def _arrive(self, body: dict[str, Any]) -> Request:
         messages: Messages = body["messages"]

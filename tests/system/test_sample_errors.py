@@ -44,6 +44,24 @@ async def rate_limited(inside: Inside, models: Models) -> AsyncIterator["asyncio
     await asyncio.wait({task})
 
 
+@pytest.fixture(scope="module", autouse=True)
+async def waits(inside: Inside, models: Models) -> AsyncIterator["dict[str, asyncio.Task[Ended]]"]:
+    """They too begin before all others. Each limit allows for the seconds that a first call may take to be made."""
+    models.fail(429, conversation="held", retry_after=50)
+    for number in (1, 3):
+        models.fail(429, conversation="twice", number=number, retry_after=8)
+    models.fail(429, times=2, conversation="between")  # 9 s at least
+    specs = {
+        "held": talking(models, "held", working_limit=10),
+        "twice": talking(models, "twice", turns=2, working_limit=15),
+        "between": talking(models, "between", working_limit=9),
+    }
+    specs["between"]["model_args"] = {**models.model_args, "max_retries": 0}
+    tasks = {name: asyncio.create_task(run(inside, **spec)) for name, spec in specs.items()}
+    yield tasks
+    await asyncio.wait(tasks.values())
+
+
 def talking(models: Models, name: str, turns: int = 1, **fields: Any) -> dict[str, Any]:
     """The spec of a conversation with a provider."""
     said = {"task_args": {"name": name, "turns": turns}, "model_args": models.model_args}
@@ -154,3 +172,16 @@ async def test_a_provider_that_limits_the_rate_is_waited_for(
     succeeded(ended)
     assert ended[1]["limit"] is None
     assert [request.status for request in models.of(RATE_LIMITED)] == [429, 429, 200]
+
+
+async def test_a_wait_counts_as_work_as_long_as_the_call_that_makes_it(
+    models: Models, waits: "dict[str, asyncio.Task[Ended]]"
+) -> None:
+    """Of the three, the first is held up for longer than its limit within one call. The second is so only in the sum of its
+    calls, and the third between Inspect's own tries."""
+    for name, limit in {"held": "working", "twice": None, "between": None}.items():
+        ended = await waits[name]
+        succeeded(ended)
+        assert ended[1]["limit"] == limit, name
+    statuses = {name: [request.status for request in models.of(name)] for name in waits}
+    assert statuses == {"held": [429], "twice": [429, 200, 429, 200], "between": [429, 429, 200]}
