@@ -24,7 +24,7 @@ from pydantic import TypeAdapter, ValidationError
 from app.artifacts import Artifacts
 from app.ledger import Settlement
 from app.outcomes import Heard
-from app.runner.messages import ENDED, LOGS, Job
+from app.runner.messages import ENDED, LOGS, VALUES, Job
 from app.tracing import about
 from app.versions import Versions
 
@@ -191,8 +191,15 @@ def _files(directory: Path) -> list[tuple[str, Path]]:
         for file in logs.rglob("*")
         if not _of_the_moment(name := file.relative_to(logs)) and file.is_file()
     ]
-    kept = [(file.name + _PART, file) for file in (directory / ENDED).glob("*.eval")]
+    # a later copy of the same log may have another ending
+    copies = sorted((directory / ENDED).glob("*.eval"), key=lambda file: file.stat().st_mtime_ns)
+    kept = list({_original(file.name) + _PART: file for file in copies}.items())
     return [*kept, *sorted(_without_logs(found), key=lambda item: (item[1].name.startswith("ckpt-"), item[0]))]
+
+
+def _original(name: str) -> str:
+    """Of the log that this is a copy of."""
+    return f"{name.removesuffix(VALUES)}.eval" if name.endswith(VALUES) else name
 
 
 def _without_logs(found: Iterable[tuple[str, Path]]) -> list[tuple[str, Path]]:

@@ -2,7 +2,7 @@
 
 import math
 import shutil
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ from app.runner.excerpt import excerpt
 from app.runner.failures import is_cancellation, recorded_failure
 from app.runner.messages import (
     ENDED,
+    VALUES,
     Checkpointed,
     Paused,
     Progress,
@@ -39,12 +40,13 @@ from app.runner.messages import (
     Spent,
 )
 from app.runner.storable import storable
+from app.runner.values import Values, values_of, write
 from app.runner.writer import Writer
 
 
-def register(out: Writer, logs: Path) -> "Told":
-    """To be called once in a process: Inspect never forgets a hook."""
-    told = Told(out, logs)
+def register(out: Writer, logs: Path, scorers: Collection[str]) -> "Told":
+    """To be called once in a process: Inspect never forgets a hook. `scorers`: the names of the task's own."""
+    told = Told(out, logs, scorers)
 
     @hooks(name="proctor", description="Reports to the service.")
     class _Registered(Reporter):
@@ -57,28 +59,47 @@ def register(out: Writer, logs: Path) -> "Told":
 class Told:
     """What the service has been told of samples that ended."""
 
-    def __init__(self, out: Writer, logs: Path) -> None:
+    def __init__(self, out: Writer, logs: Path, scorers: Collection[str]) -> None:
         self.out = out
+        self._scorers = scorers
         self._logs = logs
         self.samples: set[SampleRef] = set()
+        self._values: dict[SampleRef, Values] = {}
 
     def ended(self, sample: EvalSample) -> None:
         """Once for each."""
         ref = SampleRef(id=sample.id, epoch=sample.epoch)
         if ref not in self.samples:
+            if not (found := values_of(sample, self._scorers)).empty:
+                self._values[ref] = found
             self.out.send(SampleEnded(result=sample_result(sample, self.keep_log())))
             self.samples.add(ref)
 
     def keep_log(self) -> str:
         """Copies the log as it is now to where the service takes it from: Inspect goes on writing to its own. Returns its
-        name. A resumed attempt's folder holds older ones too."""
-        log = max(self._logs.glob("*.eval"), key=lambda path: path.stat().st_mtime_ns)
-        kept = self._logs.with_name(ENDED) / log.name
+        name."""
+        return self._copy(self._logs.with_name(ENDED))
+
+    def finish(self) -> None:
+        """The run has ended, and the service takes the whole log from Inspect's folder, by the name that was told."""
+        if self._values:
+            self._copy(self._logs)
+
+    def _copy(self, folder: Path) -> str:
+        log = self._log()
+        kept = folder / (log.stem + VALUES if self._values else log.name)
         kept.parent.mkdir(exist_ok=True)
         half = kept.with_suffix(".half")
         shutil.copyfile(log, half)
+        if self._values:
+            write(half, self._values)
         half.replace(kept)
-        return log.name
+        return kept.name
+
+    def _log(self) -> Path:
+        """Inspect's own, of this attempt: a resumed one's folder holds older ones too."""
+        logs = (path for path in self._logs.glob("*.eval") if not path.name.endswith(VALUES))
+        return max(logs, key=lambda path: path.stat().st_mtime_ns)
 
 
 class Reporter(Hooks):
@@ -163,14 +184,17 @@ def usage_by_model(usage: Mapping[str, ModelUsage]) -> dict[str, dict[str, JsonV
 
 
 def as_json(value: object) -> JsonValue:
-    """Plain JSON: no NaN and no infinity (a metric can be either), which databases and browsers refuse."""
+    """Plain JSON, which has no number for an infinity or NaN, and no database or browser takes one. An infinity is text then,
+    as JSON Schema's and pydantic's users write it; NaN, which is what an unscored sample has, is null."""
     return _finite(storable(value))
 
 
 def _finite(value: JsonValue) -> JsonValue:
     match value:
         case float():
-            return value if math.isfinite(value) else None
+            if math.isinf(value):
+                return "Infinity" if value > 0 else "-Infinity"
+            return None if math.isnan(value) else value
         case dict():
             return {key: _finite(item) for key, item in value.items()}
         case list():

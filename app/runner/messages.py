@@ -35,6 +35,10 @@ class SampleRef(_Value):
     epoch: int = Field(ge=1)
 
 
+VALUES = ".values.eval"
+"""How the copy of a log is named that has, beside Inspect's members, values that JSON loses."""
+
+
 class Transcript(_Value):
     """Where a sample's full record lies: the URL of an Inspect log. `digest`: the planned sample's, if it is known."""
 

@@ -13,21 +13,21 @@ from pathlib import Path
 from inspect_ai.log import (
     EvalError,
     EvalLog,
-    EvalResults,
     EvalSample,
     EvalStats,
     read_eval_log,
     read_eval_log_samples_by_id,
-    recompute_metrics,
     write_eval_log,
 )
 from inspect_ai.model import ModelUsage
 
 from app.addresses import file_name, filesystem, readable, task_name
+from app.runner import values
 from app.runner.error_policy import exceeded
 from app.runner.hooks import as_json, usage_by_model
-from app.runner.messages import LOGS, Failure, Job, Reported, SampleRef, Transcript
-from app.runner.resolve import resolve
+from app.runner.messages import LOGS, VALUES, Failure, Job, Reported, SampleRef, Transcript
+from app.runner.resolve import Subject, resolve
+from app.runner.results import compute
 from app.runner.run import number
 from app.runner.same import check_same
 from app.runner.writer import Writer
@@ -47,7 +47,7 @@ def report(job: Job, out: Writer) -> None:
     log = read_eval_log(readable(job.plan_log), header_only=True)
     log.samples = _read(logs, _TRANSCRIPT, log)
     part = read_eval_log(readable(next(iter(logs))), header_only=True) if logs else None
-    _summarise(log, part, whole=subject.whole)
+    _summarise(log, part, subject, _values(logs))
     slim = _size(logs) > job.merged_log_limit_bytes
     if not slim:
         log.samples = _read(logs, frozenset(), log)
@@ -66,29 +66,27 @@ def _name(log: EvalLog) -> str:
     return f"{file_name(log.eval.created)}_{task_name(log.eval.task)}_{file_name(log.eval.task_id)}.eval"
 
 
-def _summarise(log: EvalLog, part: EvalLog | None, *, whole: bool) -> None:
-    """Fills in everything but the samples. `part`: the header of one execution's log; of the only one, if `whole`."""
+def _summarise(log: EvalLog, part: EvalLog | None, subject: Subject, kept: Mapping[SampleRef, values.Values]) -> None:
+    """Fills in everything but the samples. `part`: the header of one execution's log; of the only one, if the task is run
+    whole."""
     assert log.samples is not None
     planned = len(log.eval.dataset.sample_ids or []) * (log.eval.config.epochs or 1)
-    log.results = EvalResults()
+    early_stopping = None
     if part is not None:
         log.plan = part.plan
-        if whole and part.results is not None:
+        if subject.whole and part.results is not None:
             planned = part.results.total_samples
-            log.results.early_stopping = part.results.early_stopping
-    errors = sum(sample.error is not None for sample in log.samples)
-    if any(sample.scores for sample in log.samples):
-        recompute_metrics(log)
-    log.results.total_samples = planned  # recompute_metrics counts those present
-    log.results.completed_samples = len(log.samples) - errors
+            early_stopping = part.results.early_stopping
+    wrong = compute(log, subject.task, log.samples, kept, planned=planned, early_stopping=early_stopping)
     log.stats = _stats(log.samples)
-    missing = 0 if whole else planned - len(log.samples)
+    errors = sum(sample.error is not None for sample in log.samples)
+    missing = 0 if subject.whole else planned - len(log.samples)
     message = _too_many_errors(log.eval.config.fail_on_error, errors, missing, planned)
     first = next((sample.error.message for sample in log.samples if sample.error), None)
     if message and first:
         message = f"{message} The first error: {first}"
-    log.status = "error" if message else "success"
-    log.error = EvalError(message=message, traceback="", traceback_ansi="") if message else None
+    log.error = EvalError(message=message, traceback="", traceback_ansi="") if message else wrong
+    log.status = "error" if log.error else "success"
 
 
 def _too_many_errors(policy: bool | float | None, errors: int, missing: int, planned: int) -> str | None:
@@ -122,6 +120,18 @@ def _by_log(transcripts: Iterable[Transcript]) -> dict[str, list[SampleRef]]:
     for transcript in transcripts:
         logs[transcript.log].append(transcript.sample)
     return dict(logs)
+
+
+def _values(logs: Iterable[str]) -> dict[SampleRef, values.Values]:
+    """What JSON has lost in these logs; few have any."""
+
+    def read(log: str) -> dict[SampleRef, values.Values]:
+        with filesystem(log).open(log) as file:
+            return values.read(file)
+
+    with ThreadPoolExecutor(_LOGS_AT_ONCE) as pool:
+        found = pool.map(read, [log for log in logs if log.endswith(VALUES)])
+    return {ref: one for each in found for ref, one in each.items()}
 
 
 def _size(logs: Iterable[str]) -> int:

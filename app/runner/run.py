@@ -18,6 +18,7 @@ from app.runner.checkpoint import configure, wind_down
 from app.runner.failures import recorded_failure, refusal
 from app.runner.messages import LOGS, Failure, Job, Prepared, SampleRef
 from app.runner.resolve import Subject, check_sandbox, resolve
+from app.runner.results import scorer_names
 from app.runner.same import check_same
 from app.runner.writer import Writer
 
@@ -34,7 +35,7 @@ def run(job: Job, out: Writer) -> Failure | None:
         check_same(subject.task, {sample.id: known for sample, known in planned})
     task = subject.task if subject.whole else only(subject.task, job.samples, job.scored)
     checkpoints = configure(job.spec, task)
-    told = hooks.register(out, Path(job.directory, LOGS))
+    told = hooks.register(out, Path(job.directory, LOGS), scorer_names(subject.task.scorer))
     out.send(Prepared(no_checkpoints=checkpoints.none_because, task_version=str(subject.task.version)))
     _, logs = eval_set(
         task,
@@ -47,6 +48,7 @@ def run(job: Job, out: Writer) -> Failure | None:
         log_buffer=1,  # each sample is in the log before it is reported
     )
     _tell_the_rest(logs, told)
+    told.finish()
     return _verdict(() if subject.whole else tuple(s for s in job.samples if s not in job.scored), logs)
 
 
