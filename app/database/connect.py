@@ -13,7 +13,7 @@ from typing import Any
 import asyncpg
 from sqlalchemy import make_url
 
-from app.errors import DatabaseRefused
+from app.database.alloydb import open_instance
 from app.settings import Settings
 
 Connect = Callable[[], Awaitable[Any]]
@@ -43,41 +43,10 @@ async def open_connector(settings: Settings) -> AsyncIterator[Connect]:
         return
     # the driver gives up before the deadline for all of it: only then does the connector doubt the address it knows
     options["timeout"] = settings.connect_timeout * 0.9
-    connector = await _alloydb(settings)
     password = settings.alloydb_password.get_secret_value() if settings.alloydb_password else None
-    login = {"user": settings.alloydb_user, "password": password, "db": settings.alloydb_database}
-    try:
-        yield _tuned(lambda: connector.connect(settings.alloydb_instance, "asyncpg", **login, **options), settings)
-    finally:
-        await connector.close()
-
-
-async def _alloydb(settings: Settings) -> Any:
-    """The connector, refreshing its certificate only when it connects: on Cloud Run a background refresh sleeps with the
-    CPU. Imported here, as it takes half a second that a service on plain Postgres need not spend."""
-    import google.auth
-    from google.auth.exceptions import DefaultCredentialsError
-    from google.cloud.alloydbconnector import AsyncConnector, RefreshStrategy
-
-    try:
-        credentials, _ = await asyncio.to_thread(google.auth.default, scopes=[SCOPE])
-    except DefaultCredentialsError as error:
-        raise DatabaseRefused(
-            "There are no Google credentials for AlloyDB: give the service a service account, or run"
-            " `gcloud auth application-default login`."
-        ) from error
-    return AsyncConnector(
-        credentials=credentials,
-        refresh_strategy=RefreshStrategy.LAZY,
-        ip_type=settings.alloydb_ip_type,
-        enable_iam_auth=settings.alloydb_password is None,
-        user_agent="proctor",
-        alloydb_api_endpoint=settings.alloydb_endpoint or ADMIN_API,
-    )
-
-
-ADMIN_API = "alloydb.googleapis.com"
-SCOPE = "https://www.googleapis.com/auth/cloud-platform"
+    options |= {"user": settings.alloydb_user, "password": password, "db": settings.alloydb_database}
+    async with open_instance(settings) as instance:
+        yield _tuned(lambda: instance.connect(**options), settings)
 
 
 def server_settings(settings: Settings) -> dict[str, str]:

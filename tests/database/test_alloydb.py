@@ -1,15 +1,22 @@
 """The engine over Google's own connector, in front of the stand-in: who is let in, by which way, and what faults do."""
 
 import asyncio
+import json
+import os
+import subprocess
+import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import timedelta
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import grpc
 import pytest
+from google.cloud.alloydbconnector import AsyncConnector
 from sqlalchemy import text
+from structlog.testing import capture_logs
 
 from app.database.engine import open_engine
 from app.database.migrate import migrate_async, newest_revision
@@ -37,7 +44,7 @@ from tests.database.conftest import (
     unnoticed,
     until,
 )
-from tests.faults.alloydb import IAM_USER, AlloyDB
+from tests.faults.alloydb import IAM_USER, INSTANCE, AlloyDB
 from tests.faults.connection import Cut, Moment
 
 WHO = text("SELECT session_user AS who, current_database() AS database")
@@ -211,6 +218,90 @@ async def test_a_certificate_about_to_expire_is_replaced_by_the_next_connection(
                 alloydb.proxy.cut("fin")
                 assert await pid_of(database) != pid
                 assert certificates() == 2
+
+
+# A process that is held up ---------------------------------------------------------------------------------------------
+
+
+async def test_a_deadline_that_runs_out_while_the_first_connection_is_made_spoils_nothing_for_the_next(
+    alloydb: AlloyDB,
+) -> None:
+    """On uvloop, which looks at its timers before it begins a new task."""
+    told, pid = await _on_uvloop(alloydb, _HELD_UP, connect_timeout=0.5)
+    assert "TimeoutError" in told
+    assert int(pid)
+
+
+@pytest.mark.parametrize("when", ["made", "used"])
+async def test_a_connector_that_cancels_whoever_connects_is_replaced(
+    alloydb: AlloyDB, monkeypatch: pytest.MonkeyPatch, when: str
+) -> None:
+    """Its key pair was cancelled as it was made, or what is shared by all who use it was."""
+    cancelled = asyncio.get_running_loop().create_future()
+    cancelled.cancel()
+    make = AsyncConnector.__init__
+
+    def make_broken(connector: Any, **options: Any) -> None:
+        monkeypatch.undo()
+        make(connector, **options)
+        if when == "made":
+            connector._keys.cancel()
+        else:
+            connector._cache[INSTANCE] = SimpleNamespace(connect_info=lambda: cancelled)
+
+    monkeypatch.setattr(AsyncConnector, "__init__", make_broken)
+    with capture_logs() as logs:
+        async with over(alloydb) as database:
+            assert await asyncio.gather(pid_of(database), pid_of(database))
+    assert [log["log_level"] for log in logs if "connector is broken" in log["event"]] == ["warning"]
+    assert any("ConnectorBroken" in log.get("reason", "") for log in logs)
+
+
+async def _on_uvloop(alloydb: AlloyDB, program: str, **given: Any) -> list[str]:
+    """The lines that `program` prints, in a process of its own with the service's loop."""
+    given = {**CALM, **alloydb.settings, **given}
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-c", program, json.dumps(given)),
+        env={**os.environ, **alloydb.environment},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    output, errors = await asyncio.wait_for(process.communicate(), 60)
+    assert process.returncode == 0, errors.decode()
+    return output.decode().splitlines()
+
+
+_HELD_UP = """
+import json, sys, time
+import uvloop
+from google.cloud.alloydbconnector import AsyncConnector
+from sqlalchemy import text
+from app.database.engine import open_engine
+from app.database.session import Database
+from app.errors import DatabaseUnavailable
+from app.settings import load
+
+settings = load(**json.loads(sys.argv[1]))
+connect = AsyncConnector.connect
+
+async def held_up(connector, *arguments, **options):
+    AsyncConnector.connect = connect
+    time.sleep(2 * settings.connect_timeout)
+    return await connect(connector, *arguments, **options)
+
+async def main():
+    AsyncConnector.connect = held_up
+    async with open_engine(settings) as engine:
+        database = Database(engine, settings)
+        try:
+            await database.run(text("SELECT 1"), patience=0)
+        except DatabaseUnavailable as error:
+            print(error)
+        ((pid,),) = await database.run(text("SELECT pg_backend_pid()"))
+        print(pid)
+
+uvloop.run(main())
+"""
 
 
 # Faults over TLS ------------------------------------------------------------------------------------------------------
