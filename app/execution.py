@@ -23,6 +23,7 @@ from app.ledger import Claim, Ledger, Settled, Settlement, State
 from app.metrics import RunnerFigures
 from app.outcomes import Heard, Stopped, crashed, errored, foreseen, nothing_to_report, planned, ran, reported, stopped
 from app.queue import Queue, enqueue, enqueue_due
+from app.redaction import Secrets
 from app.runner.messages import ENDED, LOGS, Failure, Job
 from app.runner.supervisor import Child, Supervisor
 from app.saved import Saved, Shipping
@@ -112,6 +113,8 @@ class Executor:
     settings: Settings
     tracer: Tracer = NO_TRACER
     figures: RunnerFigures = field(default_factory=RunnerFigures)
+    secrets: Secrets = field(default_factory=Secrets)
+    """Taken out of what the ledger is told; of a child's words the supervisor has taken them."""
 
     async def execute(self, push: Push) -> Answer:
         """Claims, runs, settles, enqueues what comes next, and answers. Raises only what is nobody's outcome:
@@ -190,7 +193,8 @@ class Executor:
             raise
         except Exception as error:
             log.exception("the attempt failed unexpectedly")
-            return crashed(Heard(crash=f"The worker met an unexpected {type(error).__name__}: {error}"))
+            reason = self.secrets.redact(str(error))
+            return crashed(Heard(crash=f"The worker met an unexpected {type(error).__name__}: {reason}"))
 
     async def _attempt(self, claim: Claim, push: Push, lease: Lease, heard: Heard) -> Settlement | None:
         """None: the lease was lost, and with it the right to say anything."""

@@ -24,11 +24,12 @@ from app.leases import Leases
 from app.ledger import Ledger, SweepTimes
 from app.metrics import NO_METER, QueueFigures, RunnerFigures
 from app.queue import open_queue
+from app.redaction import Secrets
 from app.retention import Retention
 from app.runner.supervisor import Supervisor
 from app.saved import Saved
 from app.scratch import Scratch
-from app.settings import Settings, children_environment
+from app.settings import Settings, children_environment, secrets
 from app.web import auth, docs, evaluations, headers, health, problems, tasks
 from app.web.identity import identity
 from app.web.state import Services
@@ -90,7 +91,10 @@ async def open_services(settings: Settings, given: Telemetry | None = None) -> A
         figures = RunnerFigures(meters)
         engine = await stack.enter_async_context(open_engine(settings, meters=meters))
         queue = await stack.enter_async_context(open_queue(settings))
-        supervisor = await stack.enter_async_context(Supervisor(children_environment(), refuse_held_session, figures))
+        kept_secret = Secrets(secrets(settings))
+        supervisor = await stack.enter_async_context(
+            Supervisor(children_environment(), refuse_held_session, figures, kept_secret)
+        )
         database = Database(engine, settings, meters)
         ledger = open_ledger(database, settings, meters)
         artifacts = Artifacts(settings.artifacts)
@@ -106,8 +110,9 @@ async def open_services(settings: Settings, given: Telemetry | None = None) -> A
             settings=settings,
             tracer=tracer,
             figures=figures,
+            secrets=kept_secret,
         )
-        allowed = Allowed(settings.allowed_tasks, settings.allowed_models, settings.queues)
+        allowed = Allowed(settings.allowed_tasks, settings.allowed_models, settings.queues, kept_secret)
         submissions, reader = Submissions(ledger, queue, allowed, tracer), Reader(database)
         yield Services(
             settings=settings,

@@ -560,15 +560,28 @@ def children_environment() -> dict[str, str]:
 
 
 def secrets(settings: Settings) -> set[str]:
-    """What no log may show: the settings' passwords, and the values of variables that are named like a secret."""
-    named = {value for name, value in os.environ.items() if _SECRET.search(name)}
+    """What must not be told: the settings' passwords, the values of variables that are named like a secret, and the
+    passwords in addresses."""
+    named = {part for name, value in os.environ.items() if _SECRET.search(name) for part in (value, *value.split(","))}
     password = settings.alloydb_password.get_secret_value() if settings.alloydb_password else ""
-    url = urlsplit(settings.database_url.get_secret_value()) if settings.database_url else None
-    raw = (url.password if url else None) or ""
-    return {value for value in (*named, password, raw, unquote(raw)) if value}
+    addresses = [value for value in os.environ.values() if "://" in value]
+    if settings.database_url:
+        addresses.append(settings.database_url.get_secret_value())
+    raw = [_password(address) for address in addresses]
+    return {value for value in (*named, password, *raw, *map(unquote, raw)) if value}
 
 
-_SECRET = re.compile(r"(_KEY|_TOKEN|_SECRET|PASSWORD|OTLP(_\w+)?_HEADERS)$")
+_SECRET = re.compile(
+    r"((^|_)(API_?KEY|KEY|TOKEN|SECRET|PAT|PASSPHRASE|PASS|PASSWD)S?|PASSWORD|APIKEY|OTLP(_\w+)?_HEADERS)$",
+    re.IGNORECASE,
+)
+
+
+def _password(address: str) -> str:
+    try:
+        return urlsplit(address).password or ""
+    except ValueError:
+        return ""
 
 
 def _caller(entry: str, *, domains: bool) -> str:

@@ -1,10 +1,12 @@
-"""Which tasks, models and queues a spec may name, where the operator bounds them."""
+"""Which tasks, models and queues a spec may name, where the operator bounds them; and that it holds no key."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 
 from app.errors import InvalidRequest
+from app.evaluations.keys import keys_in
+from app.redaction import Secrets
 from app.spec import Spec
 
 ALL = ("*",)
@@ -21,9 +23,12 @@ class Allowed:
     models: Sequence[str] = ALL
     queues: Sequence[str] | None = None
     """Names; None: any."""
+    secrets: Secrets = field(default_factory=Secrets)
 
     def check(self, spec: Spec) -> None:
         """Raises `InvalidRequest` that says what is allowed."""
+        if keys := keys_in(spec, self.secrets):  # first: no other message may repeat one
+            raise InvalidRequest(" ".join(f"{one['field']}: {one['message']}" for one in keys), keys)
         wrong = [] if self._has_task(spec.task) else [_wrong("task", spec.task, self.tasks)]
         named = {"model": spec.model} | {f"model_roles.{role}": name for role, name in spec.model_roles.items()}
         wrong += [_wrong(field, name, self.models) for field, name in named.items() if not _fits(name, self.models)]

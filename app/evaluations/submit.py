@@ -45,6 +45,8 @@ class Submissions:
         if idempotency_key is not None and not (0 < len(idempotency_key) <= MAX_KEY and idempotency_key.isprintable()):
             raise InvalidRequest(f"Idempotency-Key: must have 1 to {MAX_KEY} printable characters.")
         self.allowed.check(spec)
+        if idempotency_key is not None and self.allowed.secrets.occur_in(idempotency_key):
+            raise InvalidRequest("Idempotency-Key: it is stored, so it must not hold a key of the service.")
         submitted = await self.ledger.submit(spec, caller, idempotency_key, to_text())
         if not submitted.same:
             raise Conflict(

@@ -22,6 +22,8 @@ from anyio.abc import Process
 from pydantic import ValidationError
 
 from app.metrics import RunnerFigures
+from app.redaction import Secrets
+from app.runner.discretion import discreet
 from app.runner.forkserver import Report, Request
 from app.runner.listing import whole
 from app.runner.messages import MESSAGE, MESSAGE_LIMIT, Done, Job, Listed, Message, Planned
@@ -63,10 +65,12 @@ class Crashed:
 
 
 class Child:
-    """One running attempt. Iterating gives its messages; the last one is `Done`, or `Crashed` in its place."""
+    """One running attempt. Iterating gives its messages; the last one is `Done`, or `Crashed` in its place. `secrets`: taken
+    out of them."""
 
-    def __init__(self, messages: int, output: Path, execution_id: str = "") -> None:
+    def __init__(self, messages: int, output: Path, execution_id: str = "", secrets: Secrets | None = None) -> None:
         self.execution_id = execution_id
+        self._secrets = secrets or Secrets()
         self.began = time.monotonic()
         self.peak_bytes: int | None = None
         """Its largest resident set, what it shares with the forkserver included; known once it has ended."""
@@ -87,6 +91,13 @@ class Child:
         """Seconds that it has to end after it was asked to stop."""
 
     async def __aiter__(self) -> AsyncIterator[Message | Crashed]:
+        async for said in self._said():
+            if isinstance(said, Crashed):
+                yield Crashed(self._secrets.redact(said.reason), self._secrets.redact(said.output))
+            else:
+                yield discreet(said, self._secrets)
+
+    async def _said(self) -> AsyncIterator[Message | Crashed]:
         while True:
             line = await self._line()
             if isinstance(line, Crashed):
@@ -205,14 +216,17 @@ class Supervisor:
         environment: Mapping[str, str],
         before_start: Callable[[str], None] = lambda _: None,
         figures: RunnerFigures | None = None,
+        secrets: Secrets | None = None,
     ) -> None:
         """`environment`: the children's. The service's own settings (PROCTOR_…) are left out: evaluations and what they
         run must not be able to reach the database. `before_start` is told in words what is about to begin, and may raise:
-        a child runs for minutes, and nothing that is short of supply may be held so long."""
+        a child runs for minutes, and nothing that is short of supply may be held so long. `secrets`: taken out of what
+        children say."""
         kept = {name: value for name, value in environment.items() if not name.startswith("PROCTOR_")}
         self._environment = kept | _FIXED
         self._before_start = before_start
         self._figures = figures or RunnerFigures()
+        self._secrets = secrets
         self._starting = anyio.Lock()
         self._forkserver: _Forkserver | None = None
 
@@ -231,7 +245,7 @@ class Supervisor:
         self._before_start(f"run {job.execution_id} in a child")
         output = Path(job.directory, OUTPUT)
         receive, send = os.pipe()
-        child = Child(receive, output, job.execution_id)
+        child = Child(receive, output, job.execution_id, self._secrets)
         self._figures.child(1)
         try:
             with _descriptors(job, send, output) as descriptors:
