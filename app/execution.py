@@ -329,7 +329,7 @@ class Executor:
         if claim.kind == "run":
             for name in heard.logs():
                 await self.ship(job, LOGS, name)
-            return ran(claim, heard)
+            return ran(claim, heard, [sample for sample in job.samples if sample not in job.scored])
         if claim.kind == "plan":
             if heard.planned:
                 await self.ship(job, LOGS, heard.planned.log, PLAN_LOG)

@@ -108,6 +108,7 @@ class Ear:
                 heard.versions |= message.versions
             case Prepared(no_checkpoints=why):
                 heard.no_checkpoints = why
+                heard.whole = message.whole
                 self._note_task_version(message.task_version)
                 self._tell_of_resumption()
             case Progress():
@@ -142,7 +143,7 @@ class Ear:
     async def _record(self, result: SampleResult) -> None:
         """The log goes before the row: what the ledger points at is there. The last sample's record is the settle's."""
         job = self._job
-        if result.sample in job.scored:
+        if result.sample in job.scored and not self.heard.whole:
             return  # it stands already; the log of an earlier attempt has it too
         result = result.model_copy(update={"note": self._note()})
         url = self._artifacts.url(job.evaluation_id, job.execution_id, job.attempt, result.log)

@@ -104,11 +104,12 @@ class End:
 
 @dataclass(frozen=True, slots=True)
 class Settlement:
-    """What an attempt came to. `samples`: its results with the URL of their log; `runs`: the samples of each run that a
-    plan fans out to, and `digests` theirs; `error_limit`: errored samples at which no further run starts; `runs_due`:
-    seconds until the sweeper may enqueue them; `max_failures`: how many failures are allowed; `crashed`: the child was lost,
-    which counts towards the crashes; `versions`: by which it was made (`app.versions`), and `earlier_versions` those by
-    which the state was that it went on from; `cause`: why the service stopped it, if it did."""
+    """What an attempt came to. `samples`: its results with the URL of their log; `replace`: they stand for all that earlier
+    attempts of the execution recorded; `runs`: the samples of each run that a plan fans out to, and `digests` theirs;
+    `error_limit`: errored samples at which no further run starts; `runs_due`: seconds until the sweeper may enqueue them;
+    `max_failures`: how many failures are allowed; `crashed`: the child was lost, which counts towards the crashes;
+    `versions`: by which it was made (`app.versions`), and `earlier_versions` those by which the state was that it went on
+    from; `cause`: why the service stopped it, if it did."""
 
     outcome: Outcome
     error: Failure | None = None
@@ -116,6 +117,7 @@ class Settlement:
     cause: str | None = None
     max_failures: int = 1
     samples: Sequence[tuple[SampleResult, str]] = ()
+    replace: bool = False
     runs: Sequence[Sequence[SampleRef]] = ()
     digests: Sequence[Sequence[int]] = ()
     error_limit: int | None = None
@@ -472,6 +474,7 @@ def _settle_parameters(execution_id: str, attempt: int, s: Settlement) -> dict[s
         "max_failures": s.max_failures,
         "error": _dump(s.error),
         "samples": _rows(s.samples),
+        "replace": s.replace,
         "runs": [
             {"n": n, "samples": [r.model_dump() for r in run], "digests": digests}
             for n, (run, digests) in enumerate(zip_longest(s.runs, s.digests), 1)

@@ -64,6 +64,7 @@ _TYPES: dict[str, TypeEngine[Any]] = {
     "position": Integer(),
     "place": BigInteger(),
     "crashed": Boolean(),
+    "replace": Boolean(),
     "end_state": Text(),
     "log": Text(),
 }
@@ -76,7 +77,8 @@ def _statement(name: str, sql: str) -> TextClause:
     return clause.bindparams(*typed)
 
 
-# A scored sample is never replaced; an errored one is, by a later attempt. `source`: the CTE that holds the execution.
+# A scored sample is never replaced; an errored one is, by a later attempt. `source`: the CTE that holds the execution;
+# `replaced`: what else is.
 _RESULTS_OF = """INSERT INTO sample_results AS r (evaluation_id, sample_id, epoch, execution_id, attempt, scores, usage, cost,
                                    "limit", error, duration, transcript, note)
   SELECT s.evaluation_id, n.sample_id, n.epoch, s.id, :attempt, n.scores, n.usage, n.cost, n."limit", n.error, n.duration,
@@ -88,7 +90,7 @@ _RESULTS_OF = """INSERT INTO sample_results AS r (evaluation_id, sample_id, epoc
   SET execution_id = excluded.execution_id, attempt = excluded.attempt, scores = excluded.scores, usage = excluded.usage,
       cost = excluded.cost, "limit" = excluded."limit", error = excluded.error, duration = excluded.duration,
       transcript = excluded.transcript, note = excluded.note, recorded_at = clock_timestamp()
-  WHERE r.error IS NOT NULL AND r.attempt < excluded.attempt"""
+  WHERE r.error IS NOT NULL AND r.attempt < excluded.attempt{replaced}"""
 
 # After a retry of the evaluation, or a report that a cancellation overtook, the same row reports again.
 _REPORT_AGAIN = """ON CONFLICT (id) DO UPDATE
@@ -165,7 +167,7 @@ CANCELLED = _statement(
 
 # Finish, failure with tries left, and release are one statement. The attempt is mine and running: recorded; mine and not
 # running: only I can have settled it, so my reply was lost; else a later attempt holds it, and I am stale.
-# The count(*) over `results` makes the samples go in before the evaluation's row is locked.
+# The count(*) over `results` and `dropped` makes the samples go in before the evaluation's row is locked.
 SETTLE = _statement(
     "settle",
     f"""
@@ -192,8 +194,14 @@ WITH target AS MATERIALIZED (
   SET outcome = :outcome, ended_at = clock_timestamp(), error = :error, usage = :usage, cost = :cost,
       versions = coalesce(:versions, a.versions), earlier_versions = coalesce(:earlier_versions, a.earlier_versions)
   FROM settled s WHERE a.execution_id = s.id AND a.attempt = :attempt
+), dropped AS (  -- by a run that did not come to these samples, where one run's results stand together
+  DELETE FROM sample_results r USING settled s
+  WHERE :replace AND r.evaluation_id = s.evaluation_id AND r.execution_id = s.id
+    AND NOT EXISTS (SELECT FROM jsonb_to_recordset(:samples) AS n(sample_id text, epoch int)
+                    WHERE n.sample_id = r.sample_id AND n.epoch = r.epoch)
+  RETURNING 1
 ), results AS (
-  {_RESULTS_OF.format(source="settled")}
+  {_RESULTS_OF.format(source="settled", replaced=" OR :replace")}
   RETURNING 1
 ), counted AS (
   UPDATE evaluations v
@@ -209,7 +217,7 @@ WITH target AS MATERIALIZED (
       log = CASE s.kind WHEN 'report' THEN :log ELSE v.log END,
       mixed_versions = CASE s.kind WHEN 'report' THEN :mixed_versions ELSE v.mixed_versions END,
       finished_at = CASE s.kind WHEN 'report' THEN clock_timestamp() END
-  FROM settled s, (SELECT count(*) FROM results) AS written
+  FROM settled s, (SELECT count(*) FROM results) AS written, (SELECT count(*) FROM dropped) AS no_more
   WHERE v.id = s.evaluation_id AND s.state <> 'pending'
   RETURNING v.id, v.remaining, v.state, s.kind, v.cancel_requested_at IS NULL AS fan_out, v.traceparent,
     v.spec ->> 'queue' AS queue
@@ -242,7 +250,7 @@ WITH target AS MATERIALIZED (
   SELECT id, evaluation_id, crashes FROM task_executions
   WHERE id = :id AND attempt = :attempt AND state = 'running' FOR NO KEY UPDATE
 ), results AS (
-  {_RESULTS_OF.format(source="target")}
+  {_RESULTS_OF.format(source="target", replaced="")}
 ), progressed AS (
   UPDATE task_executions e SET crashes = 0 FROM target t WHERE e.id = t.id AND t.crashes > 0
 ), made AS (  -- with the first sample, for an attempt that is lost settles nothing

@@ -17,15 +17,16 @@ renewal for too long."""
 @dataclass(slots=True)
 class Heard:
     """What a child has said so far: the `versions` that it runs by, and `earlier_versions` those by which the state was made
-    that it went on from; how many `checkpoints` its samples have reached (or why none), `samples` with the URL of their log,
-    `failure` its own word on how it went, `crash` why it ended without one, and `writer_failed` why it had to; `waited`
-    whether a sample of its waited long for a sandbox; and what was seen of it: `start_seconds` until it said its first word,
-    and its largest resident set."""
+    that it went on from; how many `checkpoints` its samples have reached (or why none); `whole`: whether the task decides
+    which of its samples end; `samples` with the URL of their log, `failure` its own word on how it went, `crash` why it ended
+    without one, and `writer_failed` why it had to; `waited` whether a sample of its waited long for a sandbox; and what was
+    seen of it: `start_seconds` until it said its first word, and its largest resident set."""
 
     started: Started | None = None
     versions: Versions = field(default_factory=dict)
     earlier_versions: list[Versions] = field(default_factory=list)
     no_checkpoints: str | None = None
+    whole: bool = False
     progress: Progress | None = None
     planned: Planned | None = None
     reported: Reported | None = None
@@ -115,11 +116,23 @@ def planned(claim: Claim, heard: Heard, *, max_samples: int, runs_due: float) ->
     return _settlement(heard, "succeeded", runs=runs, digests=digests, error_limit=plan.error_limit, runs_due=runs_due)
 
 
-def ran(claim: Claim, heard: Heard) -> Settlement:
-    """Succeeded only if each sample that ended has its score."""
+def ran(claim: Claim, heard: Heard, wanted: Iterable[SampleRef] = ()) -> Settlement:
+    """Succeeded only if each of the `wanted` samples has its score. Which of its samples a task ends that stops early by
+    itself hangs on the scores of all: an attempt that has finished takes the place of what earlier ones came to."""
     errors = [result.error for result, _ in heard.samples if result.error]
-    failure = heard.failure or (errors[0] if errors else None)
-    return _failed(heard, failure, _allowed(claim, failure)) if failure else _settlement(heard, "succeeded")
+    failure = heard.failure or (errors[0] if errors else None) or _lacking(wanted, heard)
+    replace = heard.whole and heard.failure is None
+    if failure is None:
+        return _settlement(heard, "succeeded", replace=replace)
+    return _failed(heard, failure, _allowed(claim, failure), replace=replace)
+
+
+def _lacking(wanted: Iterable[SampleRef], heard: Heard) -> Failure | None:
+    """The child itself looks at those of a task that decides which of them end."""
+    if heard.whole or not (lacking := unheard(wanted, heard)):
+        return None
+    message = f"The run ended, but of {len(lacking)} of its samples no result came, such as of {lacking[0].id!r}."
+    return Failure(error_class="infrastructure", message=message)
 
 
 def reported(
@@ -172,8 +185,9 @@ def _come_to_nothing(claim: Claim, heard: Heard) -> Settlement:
     return _failed(heard, failure, _allowed(claim, failure))
 
 
-def _failed(heard: Heard, failure: Failure, max_failures: int) -> Settlement:
-    return _settlement(heard, "failed", failure, max_failures=max_failures, end=End("failed", error=failure))
+def _failed(heard: Heard, failure: Failure, max_failures: int, **more: Any) -> Settlement:
+    end = End("failed", error=failure)
+    return _settlement(heard, "failed", failure, max_failures=max_failures, end=end, **more)
 
 
 def _allowed(claim: Claim, failure: Failure) -> int:

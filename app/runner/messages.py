@@ -192,11 +192,12 @@ class Planned(_Value):
 
 class Prepared(_Value):
     """The samples are about to run. `no_checkpoints`: why their state is not saved, if it is not. `task_version`: the task's
-    own word on it."""
+    own word on it. `whole`: the task decides by itself which of them end."""
 
     type: Literal["prepared"] = "prepared"
     no_checkpoints: str | None = None
     task_version: str | None = None
+    whole: bool = False
 
 
 class Paused(_Value):

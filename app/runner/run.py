@@ -19,7 +19,7 @@ from app.runner.failures import recorded_failure, refusal
 from app.runner.messages import LOGS, Failure, Job, Prepared, SampleRef
 from app.runner.resolve import Subject, check_sandbox, resolve
 from app.runner.results import scorer_names
-from app.runner.same import check_same
+from app.runner.same import check_same, shown
 from app.runner.writer import Writer
 
 
@@ -36,7 +36,9 @@ def run(job: Job, out: Writer) -> Failure | None:
     task = subject.task if subject.whole else only(subject.task, job.samples, job.scored)
     checkpoints = configure(job.spec, task)
     told = hooks.register(out, Path(job.directory, LOGS), scorer_names(subject.task.scorer))
-    out.send(Prepared(no_checkpoints=checkpoints.none_because, task_version=str(subject.task.version)))
+    out.send(
+        Prepared(no_checkpoints=checkpoints.none_because, task_version=str(subject.task.version), whole=subject.whole)
+    )
     _, logs = eval_set(
         task,
         **options(job, subject),
@@ -49,7 +51,7 @@ def run(job: Job, out: Writer) -> Failure | None:
     )
     _tell_the_rest(logs, told)
     told.finish()
-    return _verdict(() if subject.whole else tuple(s for s in job.samples if s not in job.scored), logs)
+    return _verdict(job, subject, logs)
 
 
 def _tell_the_rest(logs: Sequence[EvalLog], told: hooks.Told) -> None:
@@ -144,22 +146,36 @@ def number(dataset: Dataset) -> None:
             sample.id = place
 
 
-def _verdict(samples: Sequence[SampleRef], logs: Sequence[EvalLog]) -> Failure | None:
-    """`samples`: those that must have ended; none if the task decides. Only logs can be trusted: after an interruption
-    `eval_set` has returned success and no logs at all."""
+def _verdict(job: Job, subject: Subject, logs: Sequence[EvalLog]) -> Failure | None:
+    """Only logs can be trusted: after an interruption `eval_set` has returned success and no logs at all."""
     if len(logs) != 1 or logs[0].status not in ("success", "error"):
         return interrupted()
     log = logs[0]
-    if log.status == "success" or (samples and _has_all(log, samples)):
-        return None
+    missing = _wanted(job, subject, log) - _ended(log)
+    if log.status == "success" and missing:
+        sample = min(missing, key=lambda one: (one.epoch, str(one.id)))
+        message = f"Inspect ended the run without a result of sample {shown(sample.id)}, epoch {sample.epoch}."
+        return Failure(error_class="infrastructure", message=message)
+    if log.status == "success" or not (missing or subject.whole):
+        return None  # what failed after them, such as a metric that cannot be computed from so few, is not their fault
     error = log.error or EvalError(message="Inspect gives no reason.", traceback="", traceback_ansi="")
     return recorded_failure(error)
 
 
-def _has_all(log: EvalLog, samples: Sequence[SampleRef]) -> bool:
-    """Whatever failed after them, such as a metric that cannot be computed from so few, is not their fault."""
+def _wanted(job: Job, subject: Subject, log: EvalLog) -> set[SampleRef]:
+    """The samples that must have ended: not those that the task has left out, where it stops early by itself, nor any that
+    it makes as it goes."""
+    if not subject.whole:
+        return set(job.samples) - set(job.scored)
+    stopping = log.results.early_stopping if log.results else None
+    if subject.task.sample_source is not None or stopping is None:
+        return set()
+    return set(job.samples) - {SampleRef(id=stop.id, epoch=stop.epoch) for stop in stopping.early_stops}
+
+
+def _ended(log: EvalLog) -> set[SampleRef]:
     ended = read_eval_log_sample_summaries(log.location)
-    return set(samples) <= {SampleRef(id=sample.id, epoch=sample.epoch) for sample in ended if sample.completed}
+    return {SampleRef(id=sample.id, epoch=sample.epoch) for sample in ended if sample.completed}
 
 
 def interrupted() -> Failure:

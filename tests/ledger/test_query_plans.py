@@ -127,6 +127,7 @@ SETTLED: dict[str, Any] = {
     "sweep_released": 600.0,
     "error": None,
     "samples": [SAMPLE],
+    "replace": False,
     "runs": [],
     "runs_due": 0.0,
     "usage": None,

@@ -1,9 +1,11 @@
 """Sample results: a score is never replaced, an error is by a later attempt, and the report finds them all."""
 
 import pytest
+from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from app.database.session import Database
+from app.database.tables import sample_results
 from app.ledger import Ledger
 from app.runner.messages import SampleRef
 from tests.ledger import rows
@@ -165,3 +167,31 @@ async def test_what_a_sample_was_when_it_was_planned_goes_to_its_run_and_to_the_
         await settle(ledger, run, samples=[scored(n), scored(n + 1000)])
     found = (await ledger.to_report(evaluation)).transcripts
     assert [transcript.digest for transcript in found] == [smallest, 0, 1, largest]
+
+
+async def test_one_coherent_run_stands_where_a_task_decides_which_samples_end(
+    ledger: Ledger, database: Database
+) -> None:
+    """The first attempt's scores go, also that of a sample which the second did not come to; another run's stay."""
+    evaluation = await planned(ledger, 2, samples=3)
+    other = await claim(ledger, f"{evaluation}.2")
+    await settle(ledger, other, samples=[scored(2), scored(1002), scored(2002)])
+    first = await claim(ledger, f"{evaluation}.1")
+    await ledger.record(first.execution_id, 1, [scored(1, value=0)])
+    await settle(ledger, first, "failed", samples=[scored(2001, value=0), errored(1001)], error=FAULT, max_failures=2)
+    second = await claim(ledger, f"{evaluation}.1")
+    await settle(ledger, second, samples=[scored(1, value=1), scored(1001, value=1)], replace=True)
+    found = await database.run(select(sample_results).where(sample_results.c.execution_id == second.execution_id))
+    assert sorted((r.sample_id, r.attempt, r.scores["match"]["value"]) for r in found) == [("1", 2, 1), ("1001", 2, 1)]
+    assert {t.sample.id for t in (await ledger.to_report(evaluation)).transcripts} == {1, 1001, 2, 1002, 2002}
+
+
+async def test_a_stale_attempt_replaces_nothing(ledger: Ledger, database: Database) -> None:
+    evaluation = await planned(ledger, samples=2)
+    stale = await claim(ledger, f"{evaluation}.1")
+    await settle(ledger, stale, "interrupted")
+    await settle(ledger, await claim(ledger, f"{evaluation}.1"), samples=[scored(1), scored(1001)])
+    late = await settle(ledger, stale, samples=[scored(1, value=0)], replace=True)
+    assert late.verdict == "stale"
+    found = await database.run(select(sample_results))
+    assert sorted((r.sample_id, r.attempt) for r in found) == [("1", 2), ("1001", 2)]

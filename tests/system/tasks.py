@@ -14,9 +14,12 @@ from typing import NoReturn
 import anyio
 from inspect_ai import Task, task
 from inspect_ai.dataset import Sample
+from inspect_ai.log import EvalSpec
 from inspect_ai.model import ChatMessageUser, ModelOutput, ModelUsage, get_model
 from inspect_ai.scorer import Score, Target, accuracy, scorer, stderr
 from inspect_ai.solver import Generate, Solver, TaskState, solver
+from inspect_ai.util import EarlyStop
+from pydantic import JsonValue
 
 
 @scorer(metrics=[accuracy(), stderr()])
@@ -226,3 +229,35 @@ def lethal(flag: str) -> Task:
 def none() -> Task:
     """Lists no sample when asked for the first 0 of them: an empty dataset is what Inspect refuses itself."""
     return Task(dataset=[], solver=[], scorer=odd())
+
+
+class StopAfter:
+    """Begins so many samples."""
+
+    def __init__(self, most: int) -> None:
+        self._left = most
+
+    async def start_task(self, task: EvalSpec, samples: list[Sample], epochs: int) -> str:
+        return "stop after"
+
+    async def schedule_sample(self, id: str | int, epoch: int) -> EarlyStop | None:
+        self._left -= 1
+        return EarlyStop(id=id, epoch=epoch, reason="enough") if self._left < 0 else None
+
+    async def complete_sample(self, id: str | int, epoch: int, scores: object) -> None: ...
+
+    async def complete_task(self) -> dict[str, JsonValue]:
+        return {}
+
+
+@task
+def stops_early(flag: str) -> Task:
+    """The first time after three samples, of which the third fails; then after two."""
+    first = not Path(flag).exists()
+    samples = [Sample(id=n, input=f"question {n}") for n in range(1, 5)]
+    return Task(
+        dataset=samples,
+        solver=[misbehave(f"once:{flag}", 3), ask()],
+        scorer=odd(),
+        early_stopping=StopAfter(3 if first else 2),
+    )

@@ -112,3 +112,18 @@ async def test_a_retry_takes_the_stop_back(services: Services, tmp_path: Path) -
         assert (await _push(services, f"{evaluation}.{n}")).state == "succeeded"
     view = await _ended(services, evaluation)
     assert (view.state, view.stop_reason, view.error) == ("succeeded", None, None)
+
+
+async def test_of_a_task_that_stops_early_one_run_stands(services: Services, tmp_path: Path) -> None:
+    """The first attempt stops after three scores, of which one is an error; the second after two, and these are all."""
+    task = f"{TASKS}@stops_early"
+    spec = Spec(task=task, model="mockllm/model", task_args={"flag": str(tmp_path / "flag")}, max_failures=2)
+    evaluation = (await services.executor.ledger.submit(spec, "me")).evaluation_id
+    assert (await _push(services, f"{evaluation}.plan")).state == "succeeded"
+    assert (await _push(services, f"{evaluation}.1")).state == "succeeded"
+    view = await _ended(services, evaluation)
+    assert (view.state, view.error) == ("succeeded", None)
+    page = await services.reader.samples(evaluation)
+    assert [(sample.id, sample.attempt) for sample in page.samples if sample.transcript] == [(1, 2), (2, 2)]
+    assert view.results is not None
+    assert view.results["scores"][0]["metrics"]["accuracy"]["value"] == 0.5
