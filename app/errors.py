@@ -11,6 +11,7 @@
     │   └── Again             409   to the queue: deliver it again
     ├── DatabaseUnavailable   503   no answer for as long as the caller's patience
     │   └── DatabaseRefused   503   an answer, but no: the login, a privilege, the schema; the service does not start
+    ├── DataRefused           422   the database refuses what it was given, however often it is asked
     ├── IdentityUnavailable   503   tokens cannot be verified now: Google's certificates are out of reach
     ├── SessionHeld           500   a mistake of ours: something slow was to begin while a database session was open
     └── SettingsError               the service does not start
@@ -81,6 +82,18 @@ class DatabaseRefused(DatabaseUnavailable):
     """No retry helps; a person must. The message says what to do."""
 
     title = "Database refused"
+
+
+class DataRefused(ProctorError):
+    """`by_content`: for what a value holds (text that cannot be stored, a number out of range), and not by a rule of the
+    tables."""
+
+    status = 422
+    title = "Data refused"
+
+    def __init__(self, message: str, *, by_content: bool) -> None:
+        super().__init__(message)
+        self.by_content = by_content
 
 
 class IdentityUnavailable(ProctorError):

@@ -23,6 +23,7 @@ from app.ledger import Claim, Ledger, Settled, Settlement, State
 from app.metrics import RunnerFigures
 from app.outcomes import Heard, Stopped, crashed, errored, foreseen, nothing_to_report, planned, ran, reported, stopped
 from app.queue import Queue, enqueue, enqueue_due
+from app.recording import settle
 from app.redaction import Secrets
 from app.runner.messages import ENDED, LOGS, Failure, Job
 from app.runner.supervisor import Child, Supervisor
@@ -172,7 +173,7 @@ class Executor:
                 await self.saved.discard(str(claim.evaluation_id))
             lease.settling = True
             with span("settle", outcome=settlement.outcome) as settling:
-                settled = await self.ledger.settle(claim.execution_id, claim.attempt, settlement)
+                settlement, settled = await settle(self.ledger, claim, settlement)
                 tell(settling, verdict=settled.verdict if settled else None)
         _tell(claim, settlement, settled, push, heard)
         if settled is None or settled.verdict == "stale":

@@ -13,6 +13,7 @@ from app.leases import Lease
 from app.ledger import Ledger
 from app.metrics import RunnerFigures
 from app.outcomes import Heard, unheard
+from app.recording import record
 from app.runner.messages import (
     ENDED,
     NOT_KEPT,
@@ -154,7 +155,8 @@ class Ear:
         self._shipping.due()
         try:
             versions = self.heard.versions or None, self.heard.earlier_versions or None
-            held = await self._ledger.record(job.execution_id, job.attempt, self.heard.samples[-1:], *versions)
+            attempt = job.execution_id, job.attempt
+            held, self.heard.samples[-1] = await record(self._ledger, *attempt, self.heard.samples[-1], *versions)
         except DatabaseUnavailable as error:  # the settle has it too
             log.warning(
                 "sample not recorded yet", sample=result.sample.id, epoch=result.sample.epoch, reason=str(error)

@@ -10,12 +10,14 @@ import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
 from contextvars import Context
+from dataclasses import replace
 from typing import Any, Literal, TypeVar
 
 import structlog
 
-from app.errors import DatabaseUnavailable
+from app.errors import DatabaseUnavailable, DataRefused
 from app.ledger import Held, Ledger, Renewal
+from app.recording import numbers
 from app.settings import Settings
 from app.tracing import about
 
@@ -160,7 +162,7 @@ class Leases:
 
     async def _renew_once(self) -> bool:
         try:
-            renewals = await self._ledger.renew([lease.held() for lease in self._leases.values()], patience=0)
+            renewals = await self._renew_with_progress()
         except Exception as error:  # whatever it was, the work goes on until the patience ends
             for lease in tuple(self._leases.values()):
                 fields = about(lease.execution_id, lease.attempt)
@@ -173,6 +175,15 @@ class Leases:
             if mine is not None:  # else it was settled while the renewal was under way
                 mine.learn(renewal)
         return True
+
+    async def _renew_with_progress(self) -> list[Renewal]:
+        """Or with the counts in it only, if the database does not take one's words: that must not cost the others' leases."""
+        try:
+            return await self._ledger.renew([lease.held() for lease in self._leases.values()], patience=0)
+        except DataRefused as error:
+            log.warning("the database refuses what an attempt says of its progress", reason=str(error))
+        counts = [replace(lease.held(), progress=numbers(lease.progress)) for lease in self._leases.values()]
+        return await self._ledger.renew(counts, patience=0)
 
 
 def _unexpected(error: Exception) -> bool:

@@ -77,8 +77,9 @@ def _statement(name: str, sql: str) -> TextClause:
     return clause.bindparams(*typed)
 
 
-# A scored sample is never replaced; an errored one is, by a later attempt. `source`: the CTE that holds the execution;
-# `replaced`: what else is.
+# A scored sample is never replaced; an errored one is, by a later attempt. `source`: the rows that hold the execution;
+# `replaced`: what else is. `news`: it is progress; the same error once more is not, or what fails beside it could go round
+# for ever.
 _RESULTS_OF = """INSERT INTO sample_results AS r (evaluation_id, sample_id, epoch, execution_id, attempt, scores, usage, cost,
                                    "limit", error, duration, transcript, note)
   SELECT s.evaluation_id, n.sample_id, n.epoch, s.id, :attempt, n.scores, n.usage, n.cost, n."limit", n.error, n.duration,
@@ -90,7 +91,8 @@ _RESULTS_OF = """INSERT INTO sample_results AS r (evaluation_id, sample_id, epoc
   SET execution_id = excluded.execution_id, attempt = excluded.attempt, scores = excluded.scores, usage = excluded.usage,
       cost = excluded.cost, "limit" = excluded."limit", error = excluded.error, duration = excluded.duration,
       transcript = excluded.transcript, note = excluded.note, recorded_at = clock_timestamp()
-  WHERE r.error IS NOT NULL AND r.attempt < excluded.attempt{replaced}"""
+  WHERE r.error IS NOT NULL AND r.attempt < excluded.attempt{replaced}
+  RETURNING r.xmax = 0 OR r.error IS NULL AS news"""
 
 # After a retry of the evaluation, or a report that a cancellation overtook, the same row reports again.
 _REPORT_AGAIN = """ON CONFLICT (id) DO UPDATE
@@ -180,10 +182,12 @@ WITH target AS MATERIALIZED (
          CASE WHEN :outcome = 'interrupted' OR (:outcome = 'failed' AND t.failures + 1 < :max_failures) THEN 'pending'
               ELSE :outcome END AS next
   FROM target t
+), results AS (
+  {_RESULTS_OF.format(source="(SELECT * FROM decision WHERE verdict = 'recorded')", replaced=" OR :replace")}
 ), settled AS (
   UPDATE task_executions e
   SET state = d.next, failures = d.failures + (:outcome = 'failed')::int, error = :error,
-      crashes = CASE WHEN jsonb_array_length(:samples) > 0 THEN 0 ELSE d.crashes END + (:crashed)::int,
+      crashes = CASE WHEN (SELECT bool_or(news) FROM results) THEN 0 ELSE d.crashes END + (:crashed)::int,
       claim_id = NULL, worker = NULL, lease_expires_at = NULL,
       sweep_at = CASE d.next WHEN 'pending' THEN clock_timestamp() + make_interval(secs => :sweep_released) END,
       finished_at = CASE d.next WHEN 'pending' THEN NULL ELSE clock_timestamp() END
@@ -199,9 +203,6 @@ WITH target AS MATERIALIZED (
   WHERE :replace AND r.evaluation_id = s.evaluation_id AND r.execution_id = s.id
     AND NOT EXISTS (SELECT FROM jsonb_to_recordset(:samples) AS n(sample_id text, epoch int)
                     WHERE n.sample_id = r.sample_id AND n.epoch = r.epoch)
-  RETURNING 1
-), results AS (
-  {_RESULTS_OF.format(source="settled", replaced=" OR :replace")}
   RETURNING 1
 ), counted AS (
   UPDATE evaluations v
@@ -241,8 +242,8 @@ FROM decision d LEFT JOIN counted c ON true LEFT JOIN report ON true
 """,
 )
 
-# The same fence and the same upsert, while the attempt goes on. A sample is progress: the neighbours of an out-of-memory
-# are not punished for ever.
+# The same fence and the same upsert, while the attempt goes on. A result is progress, and so is a checkpoint (no samples):
+# the neighbours of an out-of-memory are not punished for ever.
 RECORD = _statement(
     "record",
     f"""
@@ -252,7 +253,8 @@ WITH target AS MATERIALIZED (
 ), results AS (
   {_RESULTS_OF.format(source="target", replaced="")}
 ), progressed AS (
-  UPDATE task_executions e SET crashes = 0 FROM target t WHERE e.id = t.id AND t.crashes > 0
+  UPDATE task_executions e SET crashes = 0 FROM target t
+  WHERE e.id = t.id AND t.crashes > 0 AND (jsonb_array_length(:samples) = 0 OR (SELECT bool_or(news) FROM results))
 ), made AS (  -- with the first sample, for an attempt that is lost settles nothing
   UPDATE execution_attempts a SET versions = :versions, earlier_versions = :earlier_versions
   FROM target t WHERE a.execution_id = t.id AND a.attempt = :attempt AND :versions IS NOT NULL AND a.versions IS NULL

@@ -75,7 +75,7 @@ def stopped(reason: Stopped, heard: Heard, seconds: float) -> Settlement:
             return _settlement(heard, "cancelled", Failure(error_class="evaluation", message=message))
         case "deadline":
             message = f"It reached the push's deadline after {seconds:.0f} s."
-            if heard.checkpoints or heard.samples or heard.waited:
+            if heard.checkpoints or heard.waited or any(result.error is None for result, _ in heard.samples):
                 return _settlement(
                     heard, "interrupted", Failure(error_class="infrastructure", message=message), cause=reason
                 )

@@ -125,8 +125,9 @@ class Saved:
 class Shipping:
     """Ships an attempt's checkpoints while it runs. A context manager: leaving it ships what is left.
 
-    `heard`: by which versions it is made, once they are known. `saved` is awaited after the first shipment: from then on the
-    attempt has come further than the one before."""
+    `heard`: by which versions it is made, once they are known, and how many checkpoints. `saved` is awaited after the first
+    shipment that has a checkpoint of its own: the attempt has come further than the one before. A log alone is no such thing,
+    nor is what the one before had saved."""
 
     def __init__(self, artifacts: Artifacts, job: Job, heard: Heard, saved: Callable[[], Awaitable[object]]) -> None:
         self._artifacts = artifacts
@@ -136,6 +137,7 @@ class Shipping:
         self._folder = artifacts.url(job.evaluation_id, job.execution_id, job.attempt)
         self._sent: dict[str, tuple[int, int]] = {}
         self._committed = False
+        self._further = False
         self._due = asyncio.Event()
 
     async def __aenter__(self) -> "Shipping":
@@ -160,6 +162,7 @@ class Shipping:
     async def _ship(self) -> None:
         """A checkpoint that cannot be shipped goes with the next."""
         self._due.clear()
+        checkpoints = self._heard.checkpoints
         try:
             for name, file in _files(Path(self._job.directory)):
                 await self._send(name, file)
@@ -167,7 +170,9 @@ class Shipping:
                 made_by = [self._heard.versions, *self._heard.earlier_versions]
                 await self._artifacts.write(f"{self._folder}/{COMMITTED}", _MADE_BY.dump_json(made_by))
                 self._committed = True
+            if checkpoints and not self._further:
                 await self._saved()
+                self._further = True
         except asyncio.CancelledError:
             self._due.set()
             raise

@@ -108,7 +108,7 @@ async def test_a_checkpoint_is_shipped_with_its_commit_point_last_and_fetched_wh
         await ship(file, url)
 
     monkeypatch.setattr(artifacts, "ship", watched)
-    async with Shipping(artifacts, first, Heard(), progress) as shipping:
+    async with Shipping(artifacts, first, Heard(checkpoints=1), progress) as shipping:
         shipping.due()
     assert sent[-1].endswith("ckpt-00001.json")
     assert progress.times == 1
@@ -149,7 +149,7 @@ async def test_only_what_is_new_is_shipped_and_the_ledger_is_told_once(
 ) -> None:
     first, progress = job(tmp_path, 1), Progress()
     write(Path(first.directory, LOGS), "x/ckpt-00001.json")
-    shipping = Shipping(artifacts, first, Heard(), progress)
+    shipping = Shipping(artifacts, first, Heard(checkpoints=1), progress)
     await shipping._ship()
     write(Path(first.directory, LOGS), "x/ckpt-00002.json")
     sent: list[str] = []
@@ -160,6 +160,21 @@ async def test_only_what_is_new_is_shipped_and_the_ledger_is_told_once(
     monkeypatch.setattr(artifacts, "ship", watched)
     await shipping._ship()
     assert (sent, progress.times) == (["ckpt-00002.json"], 1)
+
+
+async def test_a_log_alone_is_no_progress_nor_is_what_an_earlier_attempt_had_saved(
+    artifacts: Artifacts, tmp_path: Path
+) -> None:
+    """Else an attempt that dies each time after its first sample's log would be tried for ever."""
+    second, progress, heard = job(tmp_path, 2), Progress(), Heard()
+    write(Path(second.directory, LOGS), "x/ckpt-00001.json")  # fetched
+    write(Path(second.directory, ENDED), "a.eval")
+    shipping = Shipping(artifacts, second, heard, progress)
+    await shipping._ship()
+    assert progress.times == 0
+    heard.checkpoints += 1
+    await shipping._ship()
+    assert progress.times == 1
 
 
 async def test_a_checkpoint_says_by_which_versions_its_state_was_made(
@@ -227,7 +242,7 @@ async def test_a_store_that_refuses_costs_the_checkpoint_and_not_the_work(
     write(Path(first.directory, LOGS), "x/ckpt-00001.json")
     with monkeypatch.context() as patch, capture_logs() as told:
         patch.setattr(artifacts, "ship", refused)
-        async with Shipping(artifacts, first, Heard(), progress) as shipping:
+        async with Shipping(artifacts, first, Heard(checkpoints=1), progress) as shipping:
             shipping.due()
     assert [line["event"] for line in told if line.get("execution") == "e.1"] == ["checkpoint not shipped"]
     assert progress.times == 0

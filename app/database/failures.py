@@ -7,7 +7,7 @@ and inside SQLAlchemy's afterwards; its time-outs and the network's errors are n
 import asyncpg
 from google.api_core.exceptions import GoogleAPICallError, RetryError
 from google.auth.exceptions import GoogleAuthError, TransportError
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import DBAPIError, StatementError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 _GONE_CLASS = "08"
@@ -46,6 +46,10 @@ _GOOGLE_REFUSED = {
     404: "There is no such AlloyDB instance: see PROCTOR_ALLOYDB_INSTANCE",
 }
 
+_BY_CONTENT = ("22", "54")  # data exceptions; more than a program's limit, as a key too long for its index
+_BY_RULE = ("21", "23", "44", "P0")  # cardinality, integrity, a view's check, what a trigger raises
+_REASON_LENGTH = 300
+
 
 def is_transient(error: BaseException) -> bool:
     """Whether the connection or the moment is to blame, so that the same statement may well succeed on another."""
@@ -82,6 +86,17 @@ def refusal(error: BaseException) -> str | None:
     return f"{reason} ({describe(error)})." if reason else None
 
 
+def data_refusal(error: BaseException) -> tuple[str, bool] | None:
+    """Why these values will never be taken, and whether what they hold is to blame (or else a rule of the tables); None:
+    something else."""
+    kind = (state_of(error) or "")[:2]
+    unsent = isinstance(error, StatementError) and isinstance(error.orig, ValueError | TypeError | ArithmeticError)
+    by_content = kind in _BY_CONTENT or unsent
+    if not (by_content or kind in _BY_RULE):
+        return None
+    return describe(error)[:_REASON_LENGTH], by_content
+
+
 def _lost_track(error: DBAPIError) -> bool:
     """The driver met a state that it does not know, as when a server stops in the midst of a login."""
     return error.orig is not None and isinstance(error.orig.__cause__, asyncpg.InternalClientError)
@@ -106,5 +121,5 @@ def state_of(error: BaseException) -> str | None:
 
 def describe(error: BaseException) -> str:
     """One line."""
-    cause = error.orig if isinstance(error, DBAPIError) and error.orig is not None else error
+    cause = error.orig if isinstance(error, StatementError) and error.orig is not None else error
     return f"{type(cause).__name__}: {cause}".splitlines()[0].removesuffix(": ")

@@ -19,9 +19,9 @@ from sqlalchemy import Executable, Row, TextClause
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception, stop_after_delay, wait_random_exponential
 
-from app.database.failures import describe, is_transient, refusal
+from app.database.failures import data_refusal, describe, is_transient, refusal
 from app.database.stacks import stack_of
-from app.errors import DatabaseRefused, DatabaseUnavailable, SessionHeld
+from app.errors import DatabaseRefused, DatabaseUnavailable, DataRefused, SessionHeld
 from app.metrics import NO_METER, SessionFigures
 from app.settings import Settings
 from app.tracing import span
@@ -129,6 +129,8 @@ class Database:
                 raise DatabaseUnavailable(f"The database did not answer: {describe(error)}") from error
             if reason := refusal(error):
                 raise DatabaseRefused(f"The database refused: {reason}") from error
+            if never := data_refusal(error):
+                raise DataRefused(f"The database refuses it: {never[0]}", by_content=never[1]) from error
             raise
 
 

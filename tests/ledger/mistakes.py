@@ -31,6 +31,7 @@ MISTAKES: dict[str, Mistake] = {
     "a stale attempt records": ("RECORD", "attempt = :attempt AND state = 'running'", "state = 'running'"),
     "an attempt that has ended records": ("RECORD", " AND state = 'running'", ""),
     "a sample is no progress": ("RECORD", "AND t.crashes > 0", "AND false"),
+    "the same error again is progress": ("RECORD", "r.xmax = 0 OR r.error IS NULL", "true"),
     "a score is replaced": ("RECORD", "r.error IS NOT NULL AND ", ""),
     "an error is never replaced": ("SETTLE", "r.error IS NOT NULL AND ", "false AND "),
     "a settle that is sent twice counts twice": ("SETTLE", _NEWEST, "t.attempt = :attempt"),

@@ -70,8 +70,8 @@ class Model:
         execution, evaluation = self._find(id)
         if execution is None or not execution.is_held_by(attempt):
             return False
-        evaluation.keep(execution, attempt, ended)
-        execution.crashes = 0  # whatever it brings counts as progress
+        if evaluation.keep(execution, attempt, ended) or not ended:  # without samples it is a checkpoint
+            execution.crashes = 0
         return True
 
     def renew(self, held: Iterable[Held]) -> list[Renewal]:
@@ -96,8 +96,8 @@ class Model:
         mine.outcome, mine.usage = ending.outcome, ending.mark
         execution.error = ending.error
         execution.failures += ending.outcome == "failed"
-        execution.crashes = (0 if ending.samples else execution.crashes) + ending.crashed
-        evaluation.keep(execution, attempt, ending.samples)
+        news = evaluation.keep(execution, attempt, ending.samples)
+        execution.crashes = (0 if news else execution.crashes) + ending.crashed
         state: Outcome = ending.outcome
         if state == "interrupted" or (state == "failed" and execution.failures < ending.max_failures):
             execution.end("pending", "released")

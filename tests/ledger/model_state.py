@@ -161,12 +161,15 @@ class Evaluation:
         report.enqueues += 1
         return Enqueue(id, report.enqueues)
 
-    def keep(self, execution: Execution, attempt: int, ended: Iterable[Ended]) -> None:
-        """A score stays; an error stays until a later attempt."""
+    def keep(self, execution: Execution, attempt: int, ended: Iterable[Ended]) -> bool:
+        """A score stays; an error stays until a later attempt. Whether that is news: an error in an error's place is none."""
+        news = False
         for new in ended:
             kept = self.samples.get(new.sample)
             if kept is None or (kept[2].errored and kept[1] < attempt):
                 self.samples[new.sample] = (execution.id, attempt, new)
+                news = news or kept is None or not new.errored
+        return news
 
 
 _AS_THEY_ARE = ("kind", "samples", "state", "attempt", "failures", "crashes", "enqueues", "sweep", "lease", "error")

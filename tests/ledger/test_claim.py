@@ -12,6 +12,7 @@ from tests.ledger import rows
 from tests.ledger.conftest import CROWD
 from tests.ledger.factories import (
     claim,
+    errored,
     let_expire,
     lost_reply,
     planned,
@@ -171,6 +172,30 @@ async def test_crashes_count_take_overs_and_a_recorded_sample_resets_them(ledger
     await let_expire(database, run)
     assert (await claim(ledger, run)).crashes == 1
     assert (await rows.execution(database, run)).failures == 0, "a lost worker is not charged"
+
+
+async def test_the_same_error_again_is_no_progress_and_its_score_is(ledger: Ledger, database: Database) -> None:
+    """Else a sample that fails beside one that takes its process with it would keep both going for ever."""
+    run = f"{await planned(ledger, samples=2)}.1"
+    crashes = []
+    for ended in ([errored(1)], [errored(1)], [errored(1)], [scored(1)]):
+        granted = await claim(ledger, run)
+        assert await ledger.record(run, granted.attempt, ended)
+        crashes.append((await rows.execution(database, run)).crashes)
+        await let_expire(database, run)
+    assert crashes == [0, 1, 2, 0]
+
+
+async def test_the_same_error_again_in_the_end_of_an_attempt_is_no_progress_either(
+    ledger: Ledger, database: Database
+) -> None:
+    run = f"{await planned(ledger, samples=2)}.1"
+    crashes = []
+    for _ in range(3):
+        granted = await claim(ledger, run)
+        await settle(ledger, granted, "interrupted", crashed=True, samples=[errored(1)])
+        crashes.append((await rows.execution(database, run)).crashes)
+    assert crashes == [1, 2, 3]
 
 
 async def test_a_claim_that_waits_for_a_release_is_granted(

@@ -8,6 +8,7 @@ from typing import Any
 from uuid import UUID
 
 import pytest
+from sqlalchemy import text
 
 from app.spec import Spec
 from tests.faults.models import Models
@@ -185,3 +186,21 @@ async def test_a_wait_counts_as_work_as_long_as_the_call_that_makes_it(
         assert ended[1]["limit"] == limit, name
     statuses = {name: [request.status for request in models.of(name)] for name in waits}
     assert statuses == {"held": [429], "twice": [429, 200, 429, 200], "between": [429, 429, 200]}
+
+
+async def test_a_result_that_the_database_refuses_fails_its_sample_alone(inside: Inside) -> None:
+    rule = "ALTER TABLE sample_results ADD CONSTRAINT no_two CHECK (sample_id <> '2' OR scores = '{}')"
+    await inside.database.run(text(rule))
+    try:
+        spec = Spec(task=NUMBERS, model="mockllm/model", task_args={"n": 3})
+        evaluation = await fanned_out(inside.ledger, spec, [1, 2, 3])
+        answer = await inside.push(f"{evaluation}.1")
+    finally:
+        await inside.database.run(text("ALTER TABLE sample_results DROP CONSTRAINT no_two"))
+    assert (answer.status_code, answer.json()["state"]) == (200, "failed")
+    first, second, third = (await inside.get(f"/evaluations/{evaluation}/samples"))["samples"]
+    assert (first["scores"]["odd"]["value"], third["scores"]["odd"]["value"]) == (1, 1)
+    assert (second["error"]["error_class"], "no_two" in second["error"]["message"]) == ("infrastructure", True)
+    assert second["usage"], "it has cost what it has"
+    execution = await inside.get(f"/executions/{evaluation}.1")
+    assert (execution["attempt"], execution["crashes"], "no_two" in execution["error"]["message"]) == (1, 0, True)
