@@ -244,6 +244,8 @@ def submit(
     }
     with _client(url) as client:
         view = client.submit({k: v for k, v in spec.items() if v not in (None, {})}, idempotency_key)
+        for note in view.get("notes", ()):
+            _say(note)
         if wait:
             _say(f"Evaluation {view['id']} is submitted.")
             _watch(client, view["id"], as_json)

@@ -17,6 +17,7 @@ from rich.text import Text
 
 from app.cells import NONE, STYLES, ago, duration, moment_of, number, plain, short, since, state, text, titled
 from app.client import Json, Running, Seen
+from app.versions import PRICES
 
 STATES = ("succeeded", "failed", "cancelled", "running", "pending")
 MAX_SCORE_COLUMNS = 5
@@ -81,7 +82,7 @@ def _head(view: Json) -> Table:
         ("created", _times(view)),
         ("samples", counts(view["samples"])),
         ("tokens", spent(view["tokens"]) if view["tokens"]["spent"] else None),
-        ("cost", text(f"${view['cost']:,.4f}") if view.get("cost") is not None else None),
+        ("cost", _cost(view) if view.get("cost") is not None else None),
         ("log", text(view["log"]) if view.get("log") else None),
         ("", _deleted(view["transcripts_deleted_at"]) if view.get("transcripts_deleted_at") else None),
         *(("mixed", _mixture(mixture)) for mixture in view.get("mixed_versions") or []),
@@ -94,6 +95,13 @@ def _head(view: Json) -> Table:
         if value is not None:
             grid.add_row(name, value)
     return grid
+
+
+def _cost(view: Json) -> Text:
+    """`$0.1234`, and by which prices."""
+    prices = (view.get("versions") or {}).get(PRICES)
+    shown = text(f"${view['cost']:,.4f}")
+    return Text.assemble(shown, text(f" by the prices of {prices}", "dim")) if prices else shown
 
 
 def _deleted(moment: str) -> Text:

@@ -255,6 +255,7 @@ class Executor:
             spec=claim.spec,
             directory=str(directory),
             containment=await self.contained.here(),
+            prices=self.settings.model_prices,
             merged_log_limit_bytes=self.settings.merged_log_limit,
         )
         left = await self.saved.left_by(job, interrupted)

@@ -15,6 +15,7 @@ from app.database.engine import open_engine
 from app.database.session import Database, refuse_held_session
 from app.errors import DatabaseRefused, DatabaseUnavailable, SettingsError
 from app.evaluations.allowed import Allowed
+from app.evaluations.billing import Billing
 from app.evaluations.read import Reader
 from app.evaluations.submit import Submissions
 from app.execution import Executor
@@ -23,6 +24,7 @@ from app.inline import Inline
 from app.leases import Leases
 from app.ledger import Ledger, SweepTimes
 from app.metrics import NO_METER, QueueFigures, RunnerFigures
+from app.prices import Prices
 from app.queue import open_queue
 from app.redaction import Secrets
 from app.retention import Retention
@@ -112,8 +114,9 @@ async def open_services(settings: Settings, given: Telemetry | None = None) -> A
             figures=figures,
             secrets=kept_secret,
         )
+        billing = Billing(Prices(settings.model_prices))
         allowed = Allowed(settings.allowed_tasks, settings.allowed_models, settings.queues, kept_secret)
-        submissions, reader = Submissions(ledger, queue, allowed, tracer), Reader(database)
+        submissions, reader = Submissions(ledger, queue, allowed, billing, tracer), Reader(database)
         yield Services(
             settings=settings,
             database=database,

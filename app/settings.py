@@ -25,6 +25,7 @@ from pydantic import (
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from app.errors import SettingsError
+from app.prices import OwnPrices, own_prices
 from app.spec import QUEUE_ID, SandboxLimits
 
 PREFIX = "PROCTOR_"
@@ -355,6 +356,13 @@ class Settings(BaseSettings):
         default=("*",),
         min_length=1,
         description="Models that a spec may name, its roles' among them: patterns as for allowed_tasks. Default: all.",
+    )
+
+    model_prices: Annotated[OwnPrices, NoDecode, BeforeValidator(own_prices)] = Field(
+        default_factory=dict,
+        description="What models cost, before the prices of the package genai-prices: JSON, or a file with it, like"
+        ' `{"openai/gpt-5": {"input": 1.25, "output": 10}}`: US dollars per million tokens by model or pattern; also'
+        " `cache_read`, `cache_write`, `reasoning`, and `tiers` of those, each `over` so many input tokens.",
     )
 
     # Traces and metrics -----------------------------------------------------------------------------------------------

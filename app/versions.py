@@ -9,7 +9,10 @@ from pydantic import BaseModel, ConfigDict, Field
 
 TASK_VERSION = "task version"
 IMAGE = "container image"
+PRICES = "model prices"
 """Names beside those of packages, which have no space."""
+
+_HARMLESS = (IMAGE, PRICES)
 
 NOT_RECORDED = "not recorded"
 
@@ -25,12 +28,13 @@ class Mixture(BaseModel):
 
     model_config = ConfigDict(frozen=True)
 
-    name: str = Field(description="A package, `python`, `task version` or `container image`.")
+    name: str = Field(description="A package, `python`, `task version`, `container image` or `model prices`.")
     samples: dict[str, int] = Field(
         description="How many samples each version of it made. One that was resumed by another version counts for both."
     )
     flagged: bool = Field(
-        description="It may change what results mean. Another image alone, with the same packages in it, need not."
+        description="It may change what results mean. Another image alone, with the same packages in it, need not;"
+        " other prices do not."
     )
 
 
@@ -45,7 +49,9 @@ def mixed(made: Iterable[Made]) -> list[Mixture]:
     names = dict.fromkeys(name for by, _ in groups for versions in by for name in versions)
     counted = [(name, _counted(name, groups)) for name in names]
     found = [
-        Mixture(name=name, samples=samples, flagged=name != IMAGE) for name, samples in counted if len(samples) > 1
+        Mixture(name=name, samples=samples, flagged=name not in _HARMLESS)
+        for name, samples in counted
+        if len(samples) > 1
     ]
     return sorted(found, key=lambda mixture: (not mixture.flagged, mixture.name))
 

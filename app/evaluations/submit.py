@@ -11,6 +11,7 @@ from opentelemetry.trace import Tracer
 
 from app.errors import Conflict, InvalidRequest, NotFound
 from app.evaluations.allowed import Allowed
+from app.evaluations.billing import Billing
 from app.ledger import Cancelled, Enqueue, Ledger, Submitted
 from app.queue import Queue, enqueue, enqueue_due
 from app.spec import Spec
@@ -27,6 +28,7 @@ class Submissions:
     ledger: Ledger
     queue: Queue
     allowed: Allowed = field(default_factory=Allowed)
+    billing: Billing = field(default_factory=Billing)
     tracer: Tracer = NO_TRACER
 
     async def submit(self, spec: Spec, caller: str, idempotency_key: str | None = None) -> Submitted:
@@ -47,6 +49,7 @@ class Submissions:
         self.allowed.check(spec)
         if idempotency_key is not None and self.allowed.secrets.occur_in(idempotency_key):
             raise InvalidRequest("Idempotency-Key: it is stored, so it must not hold a key of the service.")
+        await self.billing.check(spec)
         submitted = await self.ledger.submit(spec, caller, idempotency_key, to_text())
         if not submitted.same:
             raise Conflict(

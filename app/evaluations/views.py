@@ -49,7 +49,7 @@ class EvaluationView(_View):
     results: dict[str, Any] | None = Field(default=None, description="Inspect's `EvalResults`: metrics by scorer.")
     tokens: Tokens
     usage: dict[str, Any] | None = Field(default=None, description="Tokens by model, once it is over.")
-    cost: float | None = Field(default=None, description="US dollars, where Inspect knows the prices.")
+    cost: float | None = Field(default=None, description="US dollars, as far as prices are known.")
     error: dict[str, Any] | None = None
     log: str | None = Field(default=None, description="URL of the merged Inspect log.")
     versions: dict[str, str] | None = Field(default=None, description="Packages that decide what a result means.")
@@ -57,6 +57,7 @@ class EvaluationView(_View):
         default_factory=list,
         description="What was not the same for all samples that have a result. None: they are alike.",
     )
+    notes: list[str] = Field(default_factory=list, description="What to know of a submission, in its answer only.")
     transcripts_deleted_at: datetime | None = Field(
         default=None, description="Its logs were deleted then, being older than is kept; what is shown here stays."
     )
@@ -109,7 +110,7 @@ class AttemptView(_View):
     usage: dict[str, Any] | None = None
     tokens: int | None = Field(default=None, description="Spent by this attempt itself; of a running one, so far.")
     model_calls: int | None = None
-    cost: float | None = Field(default=None, description="US dollars, where Inspect knows the prices.")
+    cost: float | None = Field(default=None, description="US dollars, as far as prices are known.")
     versions: dict[str, str] | None = Field(
         default=None, description="By which it was made: packages, the task's own version, the container's image."
     )

@@ -8,6 +8,7 @@ import resource
 import sys
 from importlib.metadata import PackageNotFoundError, version
 
+from app.prices import Prices
 from app.runner.failures import Refused, failure
 from app.runner.messages import Done, Failure, Job, Started, Waiting
 from app.runner.plan import plan
@@ -16,6 +17,7 @@ from app.runner.run import interrupted, run
 from app.runner.sandbox import contain
 from app.runner.tolerance import tolerate
 from app.runner.writer import Writer
+from app.versions import PRICES
 
 
 def main(job: Job, out: Writer) -> None:
@@ -60,4 +62,4 @@ def _versions(job: Job) -> dict[str, str]:
             found[package] = version(package)
         except (PackageNotFoundError, ValueError):
             continue
-    return found
+    return found | {PRICES: Prices(job.prices).source()}

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, StrictInt, StrictStr, TypeAdapter
 
+from app.prices import OwnPrices
 from app.spec import SandboxLimits, Spec
 
 ErrorClass = Literal["infrastructure", "evaluation", "model", "limit", "cancelled"]
@@ -79,7 +80,7 @@ class Job(_Value):
     execution's, for Inspect resumes only what has the same samples as before; `digests` are theirs, as planned (none: by a
     Proctor that kept none); `scored` are those among them that have their
     result; `resumes` is the earlier attempt whose logs and checkpoints lie in the folder already. `plan_log` (URL) and
-    `transcripts` are for `report`.
+    `transcripts` are for `report`. `prices`: the operator's own.
     """
 
     kind: Literal["plan", "run", "report"]
@@ -95,6 +96,7 @@ class Job(_Value):
     resumes: int | None = None
     plan_log: str | None = None
     transcripts: tuple[Transcript, ...] = ()
+    prices: OwnPrices = Field(default_factory=dict)
     merged_log_limit_bytes: int = 100 * 2**20
 
 

@@ -9,6 +9,7 @@ from inspect_ai import Task, eval
 from inspect_ai.dataset import Dataset
 
 from app.runner.arguments import check_arguments
+from app.runner.costs import price_models
 from app.runner.digest import digest
 from app.runner.error_policy import error_limit
 from app.runner.failures import refusal, refused
@@ -31,6 +32,7 @@ def plan(job: Job, out: Writer) -> None:
     with twin(lambda: _numbered(resolve(job.spec).task)) as other:
         began = time.monotonic()
         subject = resolve(job.spec)
+        price_models(job, subject)
         seconds = time.monotonic() - began
         task = subject.task
         name_logs(task)

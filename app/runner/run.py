@@ -15,6 +15,7 @@ from pydantic import JsonValue
 from app.addresses import folder_for_inspect, task_name
 from app.runner import hooks
 from app.runner.checkpoint import configure, wind_down
+from app.runner.costs import price_models
 from app.runner.failures import recorded_failure, refusal
 from app.runner.messages import LOGS, Failure, Job, Prepared, SampleRef
 from app.runner.resolve import Subject, check_sandbox, resolve
@@ -27,6 +28,7 @@ def run(job: Job, out: Writer) -> Failure | None:
     """Called again in a folder that holds an interrupted attempt's log and checkpoints, it resumes there."""
     wind_down.listen()
     subject = resolve(job.spec)
+    price_models(job, subject)
     name_logs(subject.task)
     check_sandbox(job.spec, subject.task, job.containment)
     if job.digests:

@@ -54,7 +54,8 @@ async def submit(
     """Submits an evaluation. It runs whether or not anybody waits for it."""
     submitted = await services.submissions.submit(spec, caller, idempotency_key)
     response.headers["Location"] = f"/evaluations/{submitted.evaluation_id}"
-    return await services.reader.evaluation(submitted.evaluation_id)
+    view = await services.reader.evaluation(submitted.evaluation_id)
+    return view.model_copy(update={"notes": await services.submissions.billing.notes(spec)})
 
 
 @router.get("/evaluations", responses=responses(422, 503))

@@ -30,7 +30,7 @@ _ERRORS = {401: "invalid_api_key", 429: "rate_limit_exceeded"}
 @dataclass(frozen=True)
 class Script:
     """`command`: for the tool, with `{turn}` (from 0) and `{conversation}` filled in; it goes to the tool's first argument.
-    `latency`: seconds before each answer."""
+    `latency`: seconds before each answer. `usage`: what each answer says it has cost, in OpenAI's form; None: a little."""
 
     turns: int = 3
     tool: str = "bash"
@@ -38,6 +38,7 @@ class Script:
     submission: str = "done"
     verdict: str = "It meets the criterion.\n\nGRADE: C"
     latency: float = 0.0
+    usage: dict[str, Any] | None = None
 
 
 @dataclass
@@ -61,8 +62,8 @@ class Request:
 @dataclass(eq=False)
 class Fault:
     """Befalls the next `times` requests that fit: of that conversation, kind and number, as far as given. `status` None:
-    no answer until it is removed, and then the right one. `retry_after`: seconds that the answer asks for before the next
-    request. `happened`: how often it has."""
+    no answer until it is removed, and then the right one. `body`: the answer, of whatever type. `retry_after`: seconds that
+    the answer asks for before the next request. `happened`: how often it has."""
 
     status: int | None
     times: int = 1
@@ -70,6 +71,7 @@ class Fault:
     conversation: str | None = None
     kind: Kind | None = None
     number: int | None = None
+    body: str | None = None
     happened: int = 0
     removed: asyncio.Event = field(default_factory=asyncio.Event)
 
@@ -134,6 +136,10 @@ class Models:
         """The next `times` requests get no answer before the fault is removed."""
         return self._befall(Fault(None, times, **which))
 
+    def garble(self, body: str, times: int = 1, **which: Any) -> Fault:
+        """The next `times` requests are answered 200 with this body, which is no completion."""
+        return self._befall(Fault(200, times, body=body, **which))
+
     async def arrival(self, conversation: str, number: int = 1, kind: Kind = "agent") -> Request:
         """The conversation's request of that number, as soon as it is there."""
         while True:
@@ -170,14 +176,15 @@ class Models:
         body = await reader.readexactly(int(length[1]) if length else 0)
         chat = path.endswith("/chat/completions")
         status, answer, after = await self._answer(json.loads(body)) if chat else (*_error(404), None)
-        data = json.dumps(answer).encode()
-        lines = [f"HTTP/1.1 {status} {_REASONS.get(status, 'Answer')}", "Content-Type: application/json"]
+        data = (answer if isinstance(answer, str) else json.dumps(answer)).encode()
+        kind = "text/html" if data.startswith(b"<") else "application/json"
+        lines = [f"HTTP/1.1 {status} {_REASONS.get(status, 'Answer')}", f"Content-Type: {kind}"]
         if after is not None:
             lines.append(f"Retry-After: {after}")
         writer.write("\r\n".join([*lines, f"Content-Length: {len(data)}", "", ""]).encode() + data)
         await writer.drain()
 
-    async def _answer(self, body: dict[str, Any]) -> tuple[int, dict[str, Any], int | None]:
+    async def _answer(self, body: dict[str, Any]) -> tuple[int, dict[str, Any] | str, int | None]:
         """Its status, its body, and after how many seconds to ask again."""
         request = self._arrive(body)
         script = self._script_of(request.conversation)
@@ -189,6 +196,8 @@ class Models:
         await asyncio.sleep(script.latency)
         request.status = 200 if fault is None or fault.status is None else fault.status
         request.answered = time.monotonic()
+        if fault is not None and fault.body is not None:
+            return request.status, fault.body, None
         if request.status == 200:
             return 200, _completion(body, request, script), None
         return *_error(request.status), fault.retry_after if fault else None
@@ -224,7 +233,8 @@ def _completion(body: dict[str, Any], request: Request, script: Script) -> dict[
         "created": int(time.time()),
         "model": body["model"],
         "choices": [{"index": 0, "message": message, "finish_reason": _finish(message)}],
-        "usage": {
+        "usage": script.usage
+        or {
             "prompt_tokens": request.tokens - _OUTPUT,
             "completion_tokens": _OUTPUT,
             "total_tokens": request.tokens,
