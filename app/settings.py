@@ -10,7 +10,7 @@ import tempfile
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
-from urllib.parse import unquote, urlsplit
+from urllib.parse import SplitResult, parse_qs, unquote, urlsplit
 
 from pydantic import (
     AliasChoices,
@@ -55,6 +55,34 @@ Listed = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_listed)]
 """Comma-separated in the environment."""
 
 Launchers = Annotated[tuple[Literal["bubblewrap", "cloud_run"], ...], NoDecode, BeforeValidator(_listed)]
+
+
+LIBPQ_ONLY = frozenset(
+    (
+        *("channel_binding", "client_encoding", "fallback_application_name", "gssdelegation", "gssencmode", "hostaddr"),
+        *("keepalives", "keepalives_count", "keepalives_idle", "keepalives_interval", "load_balance_hosts"),
+        *("max_protocol_version", "min_protocol_version", "replication", "require_auth", "requirepeer", "requiressl"),
+        *("scram_client_key", "scram_server_key", "sslcertmode", "sslcompression", "sslkeylogfile", "sslsni"),
+        "tcp_user_timeout",
+    )
+)
+"""Parameters of libpq that mean nothing to asyncpg, which would send them to the server as settings. Sources: the Postgres
+manual, "Parameter Key Words", less what asyncpg's `connect` reads."""
+
+
+def _wrong_parameters(url: SplitResult) -> str:
+    """What is wrong with the part behind `?`; empty if nothing. Unknown ones are taken for the server's settings, and it
+    refuses those that it does not know."""
+    try:
+        names = parse_qs(url.query, strict_parsing=True, keep_blank_values=True) if url.query else {}
+        _ = url.port
+    except ValueError as error:
+        return f"its port or what follows `?` cannot be read ({error})"
+    if "connect_timeout" in names:
+        return "connect_timeout is set by PROCTOR_CONNECT_TIMEOUT: take it out of the address"
+    if unknown := sorted(LIBPQ_ONLY & names.keys()):
+        return f"the driver asyncpg knows nothing of {', '.join(unknown)}: take it out of the address"
+    return ""
 
 
 OURS = ("proctor", "local")
@@ -414,6 +442,8 @@ class Settings(BaseSettings):
         url = urlsplit(value.get_secret_value())
         if url.scheme not in ("postgres", "postgresql", "postgresql+asyncpg") or not url.hostname:
             raise ValueError("must be postgresql://user:password@host:port/name")
+        if wrong := _wrong_parameters(url):
+            raise ValueError(wrong)
         return value
 
     @field_validator("alloydb_instance")

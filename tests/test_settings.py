@@ -37,6 +37,14 @@ INSTANCE = "projects/p/locations/us-central1/clusters/c/instances/i"
         ("PROCTOR_CALLERS", "@Developer.gserviceaccount.com", "would admit anybody"),
         ("PROCTOR_PUSH_CALLERS", "@example.com", "not an e-mail"),
         ("PROCTOR_ALLOWED_TASKS", ",", "empty entry"),
+        (
+            "PROCTOR_DATABASE_URL",
+            f"{URL}?channel_binding=require&sslmode=require",
+            "asyncpg knows nothing of channel_binding",
+        ),
+        ("PROCTOR_DATABASE_URL", f"{URL}?connect_timeout=3", "connect_timeout is set by PROCTOR_CONNECT_TIMEOUT"),
+        ("PROCTOR_DATABASE_URL", f"{URL}?sslmode", "what follows `?` cannot be read"),
+        ("PROCTOR_DATABASE_URL", "postgresql://u@host:port/name", "its port or what follows"),
         ("PROCTOR_ALLOWED_QUEUES", "openai,projects/p/locations/l/queues/q", "not a queue's own name"),
         ("PROCTOR_ALLOWED_SANDBOXES", "proctor,docker", "'docker' can never match: docker cannot run here"),
         ("PROCTOR_ALLOWED_SANDBOXES", "proctor k8s", "'proctor k8s' can never match: a sandbox is named by letters"),
@@ -68,6 +76,12 @@ def test_all_wrong_variables_are_named_at_once(monkeypatch: pytest.MonkeyPatch) 
         "PROCTOR_ALLOYDB_INSTANCE: is required, or else PROCTOR_DATABASE_URL",
     ):
         assert name in str(refused.value)
+
+
+def test_parameters_that_the_driver_or_the_server_knows_are_taken() -> None:
+    load(
+        database_url=f"{URL}?sslmode=require&target_session_attrs=read-write&application_name=x&search_path=a&options=-c%20b=1"
+    )
 
 
 def test_a_database_url_that_is_wrong_is_not_repeated(monkeypatch: pytest.MonkeyPatch) -> None:

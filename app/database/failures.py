@@ -37,6 +37,7 @@ _REFUSED = {
     "3D000": "The database does not exist: CREATE DATABASE makes it",
     "42501": "The user lacks a privilege: GRANT gives it",
     "42P01": "A table is missing: run `proctor migrate`",
+    "42704": "The server does not know a parameter of PROCTOR_DATABASE_URL: take it out, or spell it as the server does",
     "42703": "A column is missing: run `proctor migrate`",
 }
 _GOOGLE_REFUSED = {
@@ -55,7 +56,7 @@ def is_transient(error: BaseException) -> bool:
     """Whether the connection or the moment is to blame, so that the same statement may well succeed on another."""
     if isinstance(error, PoolTimeout | OSError):  # OSError includes TimeoutError and TLS errors
         return True
-    if isinstance(error, DBAPIError) and (error.connection_invalidated or _lost_track(error)):
+    if isinstance(error, DBAPIError) and (error.connection_invalidated or _lost_track(error) or _is_outdated(error)):
         return True
     state = state_of(error)
     if state is not None:
@@ -100,6 +101,12 @@ def data_refusal(error: BaseException) -> tuple[str, bool] | None:
 def _lost_track(error: DBAPIError) -> bool:
     """The driver met a state that it does not know, as when a server stops in the midst of a login."""
     return error.orig is not None and isinstance(error.orig.__cause__, asyncpg.InternalClientError)
+
+
+def _is_outdated(error: DBAPIError) -> bool:
+    """The connection had prepared the statement before a migration changed a table of it. Told once, the driver forgets all
+    that it has prepared."""
+    return error.orig is not None and isinstance(error.orig.__cause__, asyncpg.InvalidCachedStatementError)
 
 
 def _is_no_answer(error: GoogleAuthError) -> bool:

@@ -9,7 +9,7 @@ from datetime import datetime
 from typing import Any, Literal
 from uuid import UUID
 
-from sqlalchemy import Row, Select, and_, func, select, tuple_
+from sqlalchemy import Row, Select, and_, func, literal, select, tuple_, union_all
 from sqlalchemy.dialects.postgresql import JSONB
 
 from app.database.session import Database
@@ -97,28 +97,35 @@ class Reader:
         return [_evaluation(row, counts.get(row.id, SampleCounts()), spent[row.id]) for row in rows]
 
     async def _counts(self, ids: Sequence[UUID]) -> dict[UUID, SampleCounts]:
-        """A sample counts as its execution does; one of many in an execution that has its result before, as its result."""
+        """A sample counts as its execution does; one of many in an execution that has its result before, as its result. One
+        statement, so that both are of one moment: between two, an execution can be planned, claimed or retried."""
         e, r = task_executions.c, sample_results.c
         planned = (
-            select(e.evaluation_id, e.state, func.sum(func.jsonb_array_length(e.samples)).label("n"))
+            select(
+                e.evaluation_id,
+                e.state,
+                literal(False).label("early"),
+                func.sum(func.jsonb_array_length(e.samples)).label("n"),
+            )
             .where(e.evaluation_id.in_(ids), e.kind == "run")
             .group_by(e.evaluation_id, e.state)
         )
         early = (
-            select(r.evaluation_id, e.state, func.count().label("n"))
+            select(r.evaluation_id, e.state, literal(True).label("early"), func.count().label("n"))
             .join(task_executions, and_(e.id == r.execution_id, e.state != "succeeded"))
             .where(r.evaluation_id.in_(ids), r.error.is_(None))
             .group_by(r.evaluation_id, e.state)
         )
         counts: dict[UUID, dict[str, int]] = {}
-        for row in await self.database.run(planned):
+        for row in await self.database.run(union_all(planned, early)):
             mine = counts.setdefault(row.evaluation_id, {"total": 0})
-            mine[row.state] = int(row.n)
-            mine["total"] += int(row.n)
-        for row in await self.database.run(early):
-            mine = counts[row.evaluation_id]
-            mine[row.state] -= row.n
-            mine["succeeded"] = mine.get("succeeded", 0) + row.n
+            of, n = row.state, int(row.n)
+            if row.early:
+                mine[of] = mine.get(of, 0) - n
+                mine["succeeded"] = mine.get("succeeded", 0) + n
+            else:
+                mine[of] = mine.get(of, 0) + n
+                mine["total"] += n
         return {id: SampleCounts(**n) for id, n in counts.items()}
 
 

@@ -1,11 +1,13 @@
 """Sessions are brief, bounded, and never held while anything slow happens."""
 
 import asyncio
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
+import asyncpg
 import pytest
 from opentelemetry.sdk.metrics.export import HistogramDataPoint
-from sqlalchemy import event, text
+from sqlalchemy import Row, event, text
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from structlog.testing import capture_logs
 
@@ -13,7 +15,7 @@ from app.artifacts import Artifacts
 from app.database import session
 from app.database.engine import open_engine
 from app.database.session import Database, refuse_held_session
-from app.errors import DatabaseUnavailable, SessionHeld
+from app.errors import DatabaseRefused, DatabaseUnavailable, SessionHeld
 from app.ledger import Enqueue
 from app.metrics import SECONDS
 from app.queue import open_queue
@@ -219,6 +221,38 @@ def _connections(engine: AsyncEngine) -> list[Any]:
     opened: list[Any] = []
     event.listen(engine.sync_engine, "connect", lambda connection, _: opened.append(connection))
     return opened
+
+
+async def test_a_statement_that_was_prepared_before_a_migration_is_prepared_again(database_url: str) -> None:
+    settings = load(database_url=database_url, pool_size=1, max_overflow=0)
+    everything = text("SELECT * FROM changing")
+
+    async def work(connection: AsyncConnection) -> Sequence[Row[Any]]:
+        return (await connection.execute(everything)).all()
+
+    async with open_engine(settings) as engine:
+        database = Database(engine, settings)
+        await database.run(text("CREATE TABLE changing (a int)"))
+        ways: list[Callable[[], Awaitable[Sequence[Row[Any]]]]] = [
+            lambda: database.run(everything),
+            lambda: database.transaction(work),
+        ]
+        for n, read in enumerate(ways, start=1):
+            assert await read() == []
+            other: Any = await asyncpg.connect(database_url)
+            await other.execute(f"ALTER TABLE changing ADD COLUMN b{n} int; INSERT INTO changing (a) VALUES ({n})")
+            await other.close()
+            assert [row.a for row in await read()] == [n]
+            await database.run(text("DELETE FROM changing"))
+
+
+async def test_a_parameter_that_the_server_does_not_know_is_said_to_be_one(database_url: str) -> None:
+    settings = load(database_url=f"{database_url}?no_such_setting=1")
+    async with open_engine(settings) as engine:
+        with pytest.raises(
+            DatabaseRefused, match=r"does not know a parameter of PROCTOR_DATABASE_URL.*no_such_setting"
+        ):
+            await Database(engine, settings).run(SELECT)
 
 
 async def test_a_failure_that_is_not_the_moment_s_is_not_tried_again(database: Database) -> None:
