@@ -6,6 +6,7 @@ themselves, never of their `repr`, for that can hold addresses and a set's order
 """
 
 import dataclasses
+import json
 import re
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
@@ -32,7 +33,16 @@ def digest(sample: Sample) -> int:
     """Signed, as databases have 64-bit numbers."""
     content = [getattr(sample, name) for name in _FIELDS]
     files = [sample.setup, *(sample.files or {}).values(), getattr(sample.sandbox, "config", None)]
-    return _number(b"".join((_encode(content), *map(_file, files))))
+    return _number(b"".join((_plainly(content) or _encode(content), *map(_file, files))))
+
+
+def _plainly(content: object) -> bytes | None:
+    """What is made of plain values alone, as most samples are, in a sixth of the time; None: it is not."""
+    try:
+        text = json.dumps(content, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+    except (TypeError, ValueError, RecursionError):
+        return None
+    return _without_own_folder(text).encode(errors="surrogatepass")
 
 
 def text_digest(text: str) -> int:
@@ -133,4 +143,4 @@ def _name(value: Any) -> str:
 def _without_own_folder(text: str) -> str:
     """A file that the task has made in a temporary folder lies elsewhere in each process."""
     own = tempfile.gettempdir()
-    return re.sub(re.escape(own) + r"/[^/\s]+", "temporary", text) if own in text else text
+    return re.sub(re.escape(own) + r"/[^/\s\"]+", "temporary", text) if own in text else text
