@@ -256,7 +256,6 @@ class Executor:
             directory=str(directory),
             containment=await self.contained.here(),
             prices=self.settings.model_prices,
-            merged_log_limit_bytes=self.settings.merged_log_limit,
         )
         left = await self.saved.left_by(job, interrupted)
         if left.outcome is not None and left.outcome_of is not None:
@@ -289,7 +288,8 @@ class Executor:
         if plan.state != "succeeded" or not to_report.transcripts:
             return nothing_to_report(to_report.missing, plan.error)
         plan_log = self.artifacts.url(job.evaluation_id, f"{job.evaluation_id}.plan", plan.attempt, PLAN_LOG)
-        return job.model_copy(update={"plan_log": plan_log, "transcripts": to_report.transcripts})
+        update = {"plan_log": plan_log, "transcripts": to_report.transcripts, "artifacts": self.settings.artifacts}
+        return job.model_copy(update=update)
 
     async def _listen(self, child: Child, lease: Lease, push: Push, ear: Ear) -> "_Why | None":
         """Hears the child out (None), or says why it must be stopped."""
@@ -337,7 +337,10 @@ class Executor:
                 await self.ship(job, LOGS, heard.planned.log, PLAN_LOG)
             return planned(claim, heard, max_samples=self.settings.max_samples, runs_due=push.runs_due)
         missing = (await self.ledger.to_report(claim.evaluation_id)).missing
-        merged = await self.ship(job, LOGS, heard.reported.log) if heard.reported else None
+        folder = (job.evaluation_id, job.execution_id, job.attempt)
+        merged = (
+            self.artifacts.url(*folder, heard.reported.log) if heard.reported else None
+        )  # its child has put it there
         differing = mixed(await self.ledger.versions(claim.evaluation_id))
         if any(mixture.flagged for mixture in differing):
             log.warning("results of mixed versions", differing={m.name: m.samples for m in differing})

@@ -21,6 +21,7 @@ from app.runner.messages import (
     Done,
     Job,
     Message,
+    Packed,
     Paused,
     Planned,
     Prepared,
@@ -123,6 +124,9 @@ class Ear:
                 self._shipping.due()
             case Waiting():
                 heard.waited = True
+            case Packed():
+                heard.checkpoints += 1
+                await self._shipping.came_further()
             case Paused():
                 if not self.paused.done():
                     self.paused.set_result(None)

@@ -151,6 +151,10 @@ class Shipping:
         if self._due.is_set():
             await self._ship()
 
+    async def came_further(self) -> None:
+        """By what the child itself has put into the store."""
+        await self._saved()
+
     def due(self) -> None:
         self._due.set()
 

@@ -277,11 +277,6 @@ class Settings(BaseSettings):
         ge=1,
         description="Samples × epochs that `POST /tasks/execute` with a spec runs in the request itself, at most. Ours.",
     )
-    merged_log_limit: int = Field(
-        default=100 * 2**20,
-        ge=0,
-        description="Size (bytes) of all samples' logs up to which the merged log holds their transcripts too. Ours.",
-    )
 
     # The sandbox ------------------------------------------------------------------------------------------------------
     sandbox_launchers: Launchers = Field(

@@ -6,7 +6,7 @@ import functools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, ParamSpec, TypeVar
+from typing import IO, Any, ParamSpec, TypeVar
 from uuid import uuid4
 
 from tenacity import (
@@ -90,6 +90,38 @@ class Store:
             half.replace(self._path(url))
         finally:
             half.unlink(missing_ok=True)
+
+    @_again
+    def _stream(self, url: str, write: Callable[[IO[bytes]], None]) -> None:
+        """For a file that nobody holds whole. `write` is called anew if the store fails meanwhile."""
+        with self._whole(url) as target:
+            file: Any = self._filesystem.open(target, "wb")
+            try:
+                write(file)
+                size = file.tell()
+                file.close()
+            except BaseException:
+                self._discard(file, target)
+                raise
+            if (kept := self._filesystem.size(target)) != size:
+                raise OSError(f"{url} has {kept} bytes in the store, not the {size} that were sent")
+
+    def _discard(self, file: Any, target: str) -> None:
+        """Left to itself, a half-written file would be committed as it is closed."""
+        if self._local:
+            with suppress(OSError):
+                file.close()
+            return
+        with suppress(Exception):
+            file.discard()
+            file.closed = True
+        with suppress(Exception):
+            self._filesystem.rm_file(target)
+
+    @_again
+    def _size(self, url: str) -> int:
+        """Bytes. Raises FileNotFoundError."""
+        return int(self._filesystem.size(url))
 
     @_again
     def _read(self, url: str) -> bytes:

@@ -79,8 +79,9 @@ class Job(_Value):
     `directory` is the attempt's own local folder; Inspect's logs go to `directory`/logs. `samples` is for `run`: all of the
     execution's, for Inspect resumes only what has the same samples as before; `digests` are theirs, as planned (none: by a
     Proctor that kept none); `scored` are those among them that have their
-    result; `resumes` is the earlier attempt whose logs and checkpoints lie in the folder already. `plan_log` (URL) and
-    `transcripts` are for `report`. `prices`: the operator's own.
+    result; `resumes` is the earlier attempt whose logs and checkpoints lie in the folder already. For `report`: `plan_log`
+    (address), `transcripts`, and `artifacts`, the address below which all attempts' folders lie (None: none is kept, and the
+    merged log goes to `directory`/logs). `prices`: the operator's own.
     """
 
     kind: Literal["plan", "run", "report"]
@@ -97,7 +98,7 @@ class Job(_Value):
     plan_log: str | None = None
     transcripts: tuple[Transcript, ...] = ()
     prices: OwnPrices = Field(default_factory=dict)
-    merged_log_limit_bytes: int = 100 * 2**20
+    artifacts: str | None = None
 
 
 class Failure(_Value):
@@ -227,16 +228,23 @@ class SampleEnded(_Value):
     result: SampleResult
 
 
+class Packed(_Value):
+    """Of the samples of a report's merged log, so many more are in the store where the next attempt finds them."""
+
+    type: Literal["packed"] = "packed"
+    samples: int
+
+
 class Reported(_Value):
     """The evaluation's end: `results` is Inspect's `EvalResults` as JSON; `failure` is set if too many samples errored.
-    `log`: the merged log's file name; `slim` says that it was too large to hold transcripts."""
+    `log`: the merged log's file name in the attempt's folder; `slim_because`: why it has no transcripts, if it has none."""
 
     type: Literal["reported"] = "reported"
     results: dict[str, Any]
     usage: dict[str, dict[str, JsonValue]]
     failure: Failure | None = None
     log: str
-    slim: bool = False
+    slim_because: str | None = None
 
 
 class WriterFailed(_Value):
@@ -263,6 +271,7 @@ Message = Annotated[
     | Paused
     | Waiting
     | SampleEnded
+    | Packed
     | Reported
     | WriterFailed
     | Done,

@@ -4,10 +4,8 @@ Both come out as one whole evaluation by Inspect would have given them: the plan
 the same order, and the metrics are computed by Inspect.
 """
 
-from collections import defaultdict
 from collections.abc import Iterable, Mapping
-from concurrent.futures import ThreadPoolExecutor
-from itertools import chain
+from contextlib import suppress
 from pathlib import Path
 
 from inspect_ai.log import (
@@ -16,26 +14,22 @@ from inspect_ai.log import (
     EvalSample,
     EvalStats,
     read_eval_log,
-    read_eval_log_samples_by_id,
-    write_eval_log,
 )
 from inspect_ai.model import ModelUsage
 
-from app.addresses import file_name, filesystem, readable, task_name
+from app.addresses import file_name, readable, task_name
 from app.runner import values
+from app.runner.checkpoint import wind_down
 from app.runner.error_policy import exceeded
+from app.runner.gather import Gathering
 from app.runner.hooks import as_json, usage_by_model
-from app.runner.messages import LOGS, VALUES, Failure, Job, Reported, SampleRef, Transcript
+from app.runner.merge import save
+from app.runner.messages import Failure, Job, Reported, SampleRef, Transcript
 from app.runner.resolve import Subject, resolve
 from app.runner.results import compute
 from app.runner.run import number
 from app.runner.same import check_same
 from app.runner.writer import Writer
-
-_TRANSCRIPT = frozenset({"messages", "output", "store", "events", "events_data", "timelines", "attachments"})
-"""The fields that make a sample large, and that no metric can see."""
-
-_LOGS_AT_ONCE = 8
 
 
 def report(job: Job, out: Writer) -> None:
@@ -43,22 +37,21 @@ def report(job: Job, out: Writer) -> None:
     subject = resolve(job.spec)  # the task's own metrics have to be known to Inspect
     number(subject.task.dataset)
     check_same(subject.task, {t.sample.id: t.digest for t in job.transcripts if t.digest is not None})
-    logs = _by_log(job.transcripts)
+    wind_down.listen()
+    gathering = Gathering(job, out)
+    gathering.gather()
     log = read_eval_log(readable(job.plan_log), header_only=True)
-    log.samples = _read(logs, _TRANSCRIPT, log)
-    part = read_eval_log(readable(next(iter(logs))), header_only=True) if logs else None
-    _summarise(log, part, subject, _values(logs))
-    slim = _size(logs) > job.merged_log_limit_bytes
-    if not slim:
-        log.samples = _read(logs, frozenset(), log)
+    log.samples = _in_order(gathering.samples.values(), log)
+    _summarise(log, _header(job.transcripts), subject, gathering.values)
+    _tell_of_unreadable(log, gathering.unreadable)
     name = _name(log)
-    write_eval_log(log, str(Path(job.directory, LOGS, name)))
+    slim_because = save(log, gathering, name, Path(job.directory))
     assert log.results is not None
     failure = Failure(error_class="evaluation", message=log.error.message, final=True) if log.error else None
     results = as_json(log.results.model_dump(mode="json", exclude_none=True))
     assert isinstance(results, dict)
     usage = usage_by_model(log.stats.model_usage)
-    out.send(Reported(results=results, usage=usage, failure=failure, log=name, slim=slim))
+    out.send(Reported(results=results, usage=usage, failure=failure, log=name, slim_because=slim_because))
 
 
 def _name(log: EvalLog) -> str:
@@ -89,6 +82,16 @@ def _summarise(log: EvalLog, part: EvalLog | None, subject: Subject, kept: Mappi
     log.status = "error" if log.error else "success"
 
 
+def _tell_of_unreadable(log: EvalLog, unreadable: Mapping[SampleRef, str]) -> None:
+    """Whatever the policy: the metrics would be those of fewer samples, and nobody would know."""
+    if not unreadable:
+        return
+    sample, reason = next(iter(unreadable.items()))
+    message = f"{len(unreadable)} samples have ended, but are lost: of {sample.id!r} (epoch {sample.epoch}), {reason}."
+    before = f" {log.error.message}" if log.error else ""
+    log.status, log.error = "error", EvalError(message=message + before, traceback="", traceback_ansi="")
+
+
 def _too_many_errors(policy: bool | float | None, errors: int, missing: int, planned: int) -> str | None:
     """Inspect's `fail_on_error`, where samples that never ended count as errored ones."""
     failed = errors + missing
@@ -115,40 +118,15 @@ def _add(total: dict[str, ModelUsage], used: Mapping[str, ModelUsage]) -> None:
         total[name] = total[name] + usage if name in total else usage
 
 
-def _by_log(transcripts: Iterable[Transcript]) -> dict[str, list[SampleRef]]:
-    logs: defaultdict[str, list[SampleRef]] = defaultdict(list)
-    for transcript in transcripts:
-        logs[transcript.log].append(transcript.sample)
-    return dict(logs)
+def _header(transcripts: Iterable[Transcript]) -> EvalLog | None:
+    """Of the first log that can be read."""
+    for log in dict.fromkeys(transcript.log for transcript in transcripts):
+        with suppress(Exception):
+            return read_eval_log(readable(log), header_only=True)
+    return None
 
 
-def _values(logs: Iterable[str]) -> dict[SampleRef, values.Values]:
-    """What JSON has lost in these logs; few have any."""
-
-    def read(log: str) -> dict[SampleRef, values.Values]:
-        with filesystem(log).open(log) as file:
-            return values.read(file)
-
-    with ThreadPoolExecutor(_LOGS_AT_ONCE) as pool:
-        found = pool.map(read, [log for log in logs if log.endswith(VALUES)])
-    return {ref: one for each in found for ref, one in each.items()}
-
-
-def _size(logs: Iterable[str]) -> int:
-    urls = list(logs)
-    if not urls:
-        return 0
-    return sum(filesystem(urls[0]).sizes(urls))
-
-
-def _read(logs: Mapping[str, list[SampleRef]], without: frozenset[str], plan: EvalLog) -> list[EvalSample]:
-    """In the order of a whole evaluation: epoch by epoch, in the dataset's order; what the plan does not know, last."""
-
-    def read(log: str) -> list[EvalSample]:
-        keys = [(sample.id, sample.epoch) for sample in logs[log]]
-        return read_eval_log_samples_by_id(readable(log), keys, exclude_fields=set(without))
-
-    with ThreadPoolExecutor(_LOGS_AT_ONCE) as pool:
-        samples = chain.from_iterable(pool.map(read, logs))
+def _in_order(samples: Iterable[EvalSample], plan: EvalLog) -> list[EvalSample]:
+    """That of a whole evaluation: epoch by epoch, in the dataset's order; what the plan does not know, last."""
     places = {id: place for place, id in enumerate(plan.eval.dataset.sample_ids or [])}
     return sorted(samples, key=lambda sample: (sample.epoch, places.get(sample.id, len(places))))

@@ -41,7 +41,7 @@ class Merged(NamedTuple):
 
 
 async def merge(
-    attempt: Attempt, make_job: MakeJob, task: str, drop: tuple[SampleRef, ...] = (), limit: int = 2**20, **spec: Any
+    attempt: Attempt, make_job: MakeJob, task: str, drop: tuple[SampleRef, ...] = (), **spec: Any
 ) -> Merged:
     plan = make_job("plan", task, spec=spec)
     planned = only(Planned, await attempt(plan))
@@ -60,7 +60,6 @@ async def merge(
         spec=spec,
         plan_log=str(Path(plan.directory, LOGS, planned.log)),
         transcripts=tuple(reversed(transcripts)),
-        merged_log_limit_bytes=limit,
     )
     messages = await attempt(report)
     assert done(messages).failure is None
@@ -96,13 +95,6 @@ async def test_the_merged_log_is_a_plain_inspect_log(attempt: Attempt, make_job:
     merged = await merge(attempt, make_job, "simple")
     logs = await to_thread.run_sync(list_eval_logs, str(merged.directory))
     assert [Path(log.name).name for log in logs] == [merged.reported.log]
-
-
-async def test_a_log_that_would_be_too_large_has_no_transcripts(attempt: Attempt, make_job: MakeJob) -> None:
-    merged = await merge(attempt, make_job, "simple", limit=10)
-    assert merged.reported.slim
-    assert [(one.id, one.messages) for one in merged.log.samples or []] == [(1, []), (2, []), (3, [])]
-    assert merged.reported.results["scores"][0]["metrics"]["accuracy"]["value"] == 1.0
 
 
 @pytest.mark.parametrize(("policy", "fails"), [(None, True), (True, True), (False, False), (0.5, False), (1, True)])
