@@ -3,6 +3,7 @@
 import json
 from collections.abc import AsyncIterator
 from pathlib import Path
+from uuid import uuid4
 
 import pytest
 
@@ -52,9 +53,13 @@ async def test_no_secret_is_told_by_a_child(inside: Inside, how: str) -> None:
     assert told.count("[redacted]") > 2
 
 
+def keyed() -> dict[str, str]:
+    return {"Idempotency-Key": str(uuid4())}
+
+
 async def test_nor_by_a_request_that_never_becomes_an_evaluation(inside: Inside) -> None:
     answer = await inside.client.post(
-        "/tasks/execute", json={"evaluation": spec("plan").model_dump(exclude_unset=True)}
+        "/tasks/execute", json={"evaluation": spec("plan").model_dump(exclude_unset=True)}, headers=keyed()
     )
     assert answer.status_code == 422
     assert "no task without [redacted]" in answer.text
@@ -65,7 +70,10 @@ async def test_nor_by_a_request_that_never_becomes_an_evaluation(inside: Inside)
 async def test_a_spec_with_a_key_is_refused_and_not_told_again(inside: Inside, path: str) -> None:
     body = spec("").model_dump(exclude_unset=True) | {"model_args": {"api_key": "of-the-caller"}}
     for sent in (body, body | {"model_args": {"anything": VALUE}}, body | {"nonsense": VALUE}):
-        answer = await inside.client.post(path, json=sent if path == "/evaluations" else {"evaluation": sent})
+        answer = await inside.client.post(
+            path, json=sent if path == "/evaluations" else {"evaluation": sent}, headers=keyed()
+        )
         assert answer.status_code == 422, answer.text
         assert "of-the-caller" not in answer.text
         assert VALUE not in answer.text
+        assert "must not hold a key" in answer.text or "nonsense" in sent
