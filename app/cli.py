@@ -104,20 +104,17 @@ def _pairs(name: str, given: Sequence[str] | None) -> dict[str, str]:
 
 
 def _arguments(name: str, given: Sequence[str] | None) -> dict[str, Any]:
-    """As `inspect eval` reads them: YAML, so that JSON works too; `a,b` is a list; `-` in a key is `_`."""
+    """As `inspect eval` reads them: YAML, so that JSON works too, and dates; `a,b` is a list; `-` in a key is `_`."""
     return {key.replace("-", "_"): _value(name, value) for key, value in _pairs(name, given).items()}
 
 
 def _value(name: str, given: str) -> Any:
-    import yaml
+    from app.yaml_text import carried
 
     try:
-        value = yaml.safe_load(given)
-        json.dumps(value, allow_nan=False)
-    except yaml.YAMLError as error:
-        raise typer.BadParameter(f"{given!r} is not YAML; put text into quotes.", param_hint=name) from error
-    except (TypeError, ValueError):
-        return given  # a date, or an infinity: JSON has none
+        value = carried(given)
+    except ValueError as error:
+        raise typer.BadParameter(f"{given!r} {error}.", param_hint=name) from error
     if isinstance(value, str) and "," in value and given[0] not in "\"'":
         return value.split(",")
     return value

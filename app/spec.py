@@ -11,6 +11,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, StringConstraints
 
+from app import yaml_text
+
 PRINTABLE = r"^[^\x00-\x1f\x7f]+$"
 """No control characters."""
 
@@ -45,6 +47,7 @@ def _bounded(value: Any) -> Any:
             raise ValueError("must not have NaN or Infinity: JSON has neither")
     if len(json.dumps(value, default=str)) > MAX_ARGUMENTS:
         raise ValueError(f"must not have more than {MAX_ARGUMENTS} bytes as JSON")
+    yaml_text.check(value)
     return value
 
 
@@ -93,8 +96,14 @@ class Spec(BaseModel):
         description="A model in Inspect's form, `provider/name`.",
         examples=["scripted/agent", "openai/gpt-5", "openai-api/local/qwen3"],
     )
-    task_args: Arguments = Field(default_factory=dict, description="Arguments of the task's function.")
-    model_args: Arguments = Field(default_factory=dict, description="Arguments of the model's provider.")
+    task_args: Arguments = Field(
+        default_factory=dict,
+        description="Arguments of the task's function. What JSON has no form for is given as YAML: `{'$yaml': '2021-02-03'}`"
+        " is a date.",
+    )
+    model_args: Arguments = Field(
+        default_factory=dict, description="Arguments of the model's provider, as for `task_args`. No keys."
+    )
     model_roles: dict[Name, Name] = Field(
         default_factory=dict,
         max_length=20,

@@ -10,6 +10,7 @@ from inspect_ai.util import registry_info
 
 from app.runner.failures import refusal
 from app.spec import Spec
+from app.yaml_text import python
 
 _NUMBERS = (int, float, complex)
 
@@ -23,7 +24,7 @@ def check_arguments(spec: Spec, task: Task, passed: Mapping[str, Any]) -> None:
         takes = ", ".join(info.metadata.get("params", [])) or "none"
         raise refusal(f"The task {spec.task!r} takes no argument {min(ignored)!r}; it takes: {takes}.")
     hints = _hints(registry_lookup("task", info.name))
-    for name, value in spec.task_args.items():
+    for name, value in python(spec.task_args).items():
         if name in hints and not _can_be(value, set(_leaves(hints[name]))):
             raise refusal(
                 f"The task {spec.task!r} takes {_written(hints[name])} for its argument {name!r}, not {value!r}."
@@ -62,7 +63,7 @@ def _can_be(value: Any, leaves: set[Any]) -> bool:
             return bool(lists) or (bool(numbers) and _is_number(value))
         case dict():
             return bool(mappings or lists)
-        case list():
+        case list() | tuple() | set():
             return bool(lists)
         case _:
             return bool(numbers)

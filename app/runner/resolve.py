@@ -4,7 +4,6 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any
 
 from inspect_ai import Task
 
@@ -13,6 +12,7 @@ from inspect_ai import Task
 from inspect_ai._eval.eval import eval_resolve_tasks
 from inspect_ai.model import GenerateConfig, Model, get_model
 
+from app import yaml_text
 from app.runner.failures import refusal, refused
 from app.runner.messages import Containment
 from app.spec import Spec
@@ -37,7 +37,7 @@ def resolve(spec: Spec) -> Subject:
     """Everything a run needs and nothing that only a run could find out: what is missing is refused here, once, rather
     than by each sample."""
     with refused(f"The model {spec.model!r} cannot be used", "model"):
-        arguments: dict[str, Any] = dict(spec.model_args)
+        arguments = yaml_text.python(spec.model_args)
         model = get_model(spec.model, **arguments)
     roles = {}
     for role, name in spec.model_roles.items():
@@ -52,7 +52,7 @@ def load_task(spec: Spec, model: Model, roles: dict[str, Model]) -> Task:
         _check_file(spec.task)
         found = eval_resolve_tasks(
             tasks=_example(spec.task) if spec.task.startswith(_EXAMPLES) else spec.task,
-            task_args=dict(spec.task_args),
+            task_args=yaml_text.python(spec.task_args),
             models=[model],
             model_roles=dict(roles),
             config=GenerateConfig(),

@@ -43,7 +43,7 @@ async def test_what_is_given_on_the_command_line_is_what_the_spec_says(proctor: 
         task="proctor/programming",
         model="mockllm/model",
         task_args={"n": 7, "x": 0.5, "on": True, "off": False, "l": ["a", 1], "c": ["a", "b"], "s": "some text"}
-        | {"q": "007", "comma": "a,b", "day": "2026-01-01", "e": None},
+        | {"q": "007", "comma": "a,b", "day": {"$yaml": "2026-01-01"}, "e": None},
         model_args={"base_url": "http://h?a=b"},
         model_roles={"grader": "openai/gpt-5"},
         limit=3,
@@ -252,7 +252,15 @@ async def test_a_spec_that_the_service_refuses_is_said_in_one_line(proctor: Proc
 
 async def test_nothing_is_submitted_where_the_command_is_wrong(proctor: Proctor) -> None:
     tag = f"run={uuid4()}"
-    wrong = (["-T", "novalue"], ["-T", "a=[1"], ["--limit", "0"], ["--sandbox", "docker"], ["--tag", "=x"])
+    wrong = (
+        ["-T", "novalue"],
+        ["-T", "a=[1"],
+        ["-T", "a=2021-13-01"],
+        ["-T", "a=" + "[" * 999],
+        ["--limit", "0"],
+        ["--sandbox", "docker"],
+        ["--tag", "=x"],
+    )
     all = await asyncio.gather(*(proctor("submit", *TASK, "--tag", tag, *options) for options in wrong))
     for ran, options in zip(all, wrong, strict=True):
         assert (ran.code, ran.out) == (2, ""), options
