@@ -276,6 +276,8 @@ class Executor:
         done = tuple(s for s in claim.samples if (str(s.id), s.epoch) in scored)
         if len(done) == len(claim.samples):
             return Settlement("succeeded")
+        if claim.stop_reason:  # nothing further starts; but what an earlier attempt came to has been recorded
+            return Settlement("cancelled", error=Failure(error_class="evaluation", message=claim.stop_reason))
         if resumable is not None:
             await self.saved.fetch(job, resumable)
         return job.model_copy(

@@ -316,7 +316,8 @@ FROM evaluations v LEFT JOIN flagged f ON true LEFT JOIN report ON true WHERE v.
 )
 
 # How many of a run's samples have an error that is final: those that its attempt knows of, or, once the run has failed for
-# good, all that have no score. Written before the stop is decided, in a statement of its own: of two runs that fail at the
+# good, all that have no score; but not those that have no result because their workers were lost, which is not the
+# evaluation's fault. Written before the stop is decided, in a statement of its own: of two runs that fail at the
 # same time, whichever looks second sees both.
 MARK_ERRORED = _statement(
     "errored",
@@ -324,8 +325,11 @@ MARK_ERRORED = _statement(
 UPDATE task_executions e
 SET errored = CASE WHEN e.state = 'failed' THEN (
       SELECT count(*) FROM jsonb_to_recordset(e.samples) AS x(id text, epoch int)
-      WHERE NOT EXISTS (SELECT FROM sample_results r WHERE r.evaluation_id = e.evaluation_id AND r.sample_id = x.id
-                                                       AND r.epoch = x.epoch AND r.error IS NULL))
+      LEFT JOIN LATERAL (
+        SELECT * FROM sample_results WHERE evaluation_id = e.evaluation_id AND sample_id = x.id AND epoch = x.epoch OFFSET 0
+      ) r ON true
+      WHERE r.error IS NOT NULL
+         OR r.sample_id IS NULL AND coalesce(e.error ->> 'error_class', '') <> 'infrastructure')
     ELSE :errored END
 WHERE e.id = :id AND e.attempt = :attempt AND e.kind = 'run'
 """,

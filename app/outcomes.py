@@ -48,8 +48,6 @@ def foreseen(claim: Claim, max_crashes: int) -> Settlement | None:
     """The end of an attempt that need not run at all."""
     if claim.cancel and claim.kind != "report":
         return Settlement("cancelled", error=Failure(error_class="cancelled", message="The evaluation was cancelled."))
-    if claim.stop_reason and claim.kind == "run":
-        return Settlement("cancelled", error=Failure(error_class="evaluation", message=claim.stop_reason))
     if claim.refused:
         remedy = "Retry it under a version that does, or submit it anew."
         refused = Failure(error_class="evaluation", message=f"{claim.refused} {remedy}", final=True)

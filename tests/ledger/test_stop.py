@@ -7,6 +7,7 @@ from uuid import UUID
 
 from app.database.session import Database
 from app.ledger import Claim, Enqueue, Held, Ledger, Stop
+from app.runner.messages import Failure
 from tests.ledger import rows
 from tests.ledger.conftest import CROWD
 from tests.ledger.factories import FAULT, claim, errored, push, report, samples_of, scored, settle, submitted
@@ -124,3 +125,12 @@ async def test_a_retry_begins_to_count_anew(ledger: Ledger, database: Database) 
     row = await rows.evaluation(database, evaluation)
     assert (row.stopped_at, row.stop_reason, row.error_limit) == (None, None, 2)
     assert await _fail(ledger, evaluation, 1) is None
+
+
+async def test_a_run_whose_workers_were_lost_stops_no_evaluation(ledger: Ledger, database: Database) -> None:
+    evaluation = await _planned(ledger, 2, error_limit=1, samples=2)
+    run = await claim(ledger, f"{evaluation}.1")
+    lost = Failure(error_class="infrastructure", message="Its worker was lost 3 times without progress.")
+    await settle(ledger, run, "failed", samples=[scored(1)], error=lost)
+    assert await _stop(ledger, evaluation, run) is None
+    assert (await rows.execution(database, run.execution_id)).errored == 0

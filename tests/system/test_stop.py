@@ -9,6 +9,7 @@ from uuid import UUID
 
 import pytest
 
+from app.errors import DatabaseUnavailable
 from app.evaluations.views import EvaluationView
 from app.execution import Answer, Push
 from app.main import open_services
@@ -16,6 +17,7 @@ from app.settings import load
 from app.spec import Spec
 from app.web.state import Services
 from tests.conftest import own_database
+from tests.ledger.factories import let_expire
 from tests.system.conftest import PATIENCE, TASKS
 
 SAMPLES = 40
@@ -127,3 +129,22 @@ async def test_of_a_task_that_stops_early_one_run_stands(services: Services, tmp
     assert [(sample.id, sample.attempt) for sample in page.samples if sample.transcript] == [(1, 2), (2, 2)]
     assert view.results is not None
     assert view.results["scores"][0]["metrics"]["accuracy"]["value"] == 0.5
+
+
+async def test_what_an_attempt_came_to_before_the_stop_is_recorded(
+    services: Services, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ledger = services.executor.ledger
+    evaluation = await _planned(services, "", "raise", max_failures=1)
+
+    async def away(*_: object) -> None:
+        raise DatabaseUnavailable("It is away.")
+
+    monkeypatch.setattr(ledger, "settle", away)
+    with pytest.raises(DatabaseUnavailable):
+        await _push(services, f"{evaluation}.1")
+    monkeypatch.undo()
+    await let_expire(services.database, f"{evaluation}.1")
+    assert (await _push(services, f"{evaluation}.2")).state == "failed"
+    assert (await services.reader.evaluation(evaluation)).stop_reason
+    assert (await _push(services, f"{evaluation}.1")).state == "succeeded"
