@@ -4,6 +4,7 @@ What a command needs is imported when it runs.
 """
 
 import json
+import shlex
 import signal
 import sys
 from pathlib import Path
@@ -25,6 +26,10 @@ cloud.add_typer(release, name="release")
 Image = Annotated[str, typer.Argument(metavar="IMAGE", help="The image, with a tag or a digest.", show_default=False)]
 ENV_FILE = Path("deploy.env")
 SERVICE_FILE = Path("service.yaml")
+
+
+STANDS_FOR_NUMBER = "00000000000000000000"
+"""In commands that are printed: no project has this number."""
 
 
 @cloud.command()
@@ -60,8 +65,10 @@ def setup(
     from app.cloud.plan import PLACEHOLDER, plan
     from app.cloud.steps import shell, take
 
+    number = ["projects", "describe", project, "--format=value(projectNumber)"]
+    asked = project_number is None and not apply  # what is printed asks for it, and so needs no login yet
     if project_number is None:
-        project_number = gcloud.run(["projects", "describe", project, "--format=value(projectNumber)"]).strip()
+        project_number = STANDS_FOR_NUMBER if asked else gcloud.run(number).strip()
     where = place.Place(
         project=project,
         project_number=project_number,
@@ -78,7 +85,11 @@ def setup(
     budget.check(described)
     steps = plan(where, described, tuple(where.queues.split(",")))
     if not apply:
-        print("\n".join(shell(steps)))
+        lines = "\n".join(shell(steps))
+        if asked:
+            print(f"PROJECT_NUMBER=$(gcloud {shlex.join(number)})\n")
+            lines = lines.replace(STANDS_FOR_NUMBER, "${PROJECT_NUMBER}")
+        print(lines)
         return
     place.save(where, ENV_FILE)
     take(steps, print)

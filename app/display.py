@@ -80,7 +80,7 @@ def _head(view: Json) -> Table:
         ("model", text(spec.pop("model", NONE))),
         ("spec", text(", ".join(f"{key} {short(value)}" for key, value in spec.items())) if spec else None),
         ("created", _times(view)),
-        ("samples", counts(view["samples"])),
+        ("samples", counts(view)),
         ("tokens", spent(view["tokens"]) if view["tokens"]["spent"] else None),
         ("cost", _cost(view) if view.get("cost") is not None else None),
         ("log", text(view["log"]) if view.get("log") else None),
@@ -125,10 +125,11 @@ def _stopping(view: Json) -> bool:
     return bool(view.get("cancel_requested")) and view["state"] == "running"
 
 
-def counts(samples: Json) -> Text:
-    """`5 of 12 done: 4 succeeded, 1 failed, 3 running …`"""
+def counts(view: Json) -> Text:
+    """An evaluation's: `5 of 12 done: 4 succeeded, 1 failed, 3 running …`"""
+    samples = view["samples"]
     if not samples["total"]:
-        return text("not known yet", "dim")
+        return text("not known yet" if view["state"] == "running" else "none were planned", "dim")
     parts = [Text(f"{samples[name]} {name}", STYLES[name]) for name in STATES if samples[name]]
     return Text.assemble(f"{_done(samples)} of {samples['total']} done: ", Text(", ").join(parts))
 
@@ -319,7 +320,7 @@ class Watch:
 
 
 def _below(seen: Seen) -> Iterable[Text]:
-    yield Text.assemble("  ", counts(seen.view["samples"]))
+    yield Text.assemble("  ", counts(seen.view))
     if seen.view["tokens"]["spent"]:
         yield Text.assemble("  tokens: ", spent(seen.view["tokens"]))
     for running in seen.running:
@@ -344,6 +345,6 @@ def _line(seen: Seen) -> str:
     if seen.away:
         return "The service is away; the evaluation is not. Waiting for it to answer again."
     stopping = ", being cancelled" if _stopping(seen.view) else ""
-    samples = counts(seen.view["samples"]).plain
+    samples = counts(seen.view).plain
     wasted = f"; tokens: {_wasted(seen.view['tokens'])}" if seen.view["tokens"]["wasted"] else ""
     return f"{seen.view['id'][:8]} {seen.view['state']}{stopping}; samples: {samples}{wasted}"

@@ -10,6 +10,12 @@ from app import cells, display, explained
 from app.client import Json, Seen
 
 
+@pytest.mark.parametrize(("state", "says"), [("running", "not known yet"), ("failed", "none were planned")])
+def test_samples_of_a_plan_that_failed_are_not_waited_for(state: str, says: str) -> None:
+    nothing = dict.fromkeys(VIEW["samples"], 0)
+    assert display.counts(VIEW | {"state": state, "samples": nothing}).plain == says
+
+
 def lines(shown: RenderableType, width: int = 100) -> list[str]:
     """As on a terminal of that width, which reads markup: data must not depend on its console for being safe."""
     console = Console(width=width, color_system=None, legacy_windows=False)

@@ -1,5 +1,6 @@
 """The commands as people type them, with a gcloud that is written down."""
 
+import re
 import shlex
 import shutil
 from dataclasses import replace
@@ -29,12 +30,16 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_setup_prints_and_does_nothing(gcloud: Gcloud, here: Path) -> None:
-    gcloud.answer(["projects", "describe"], "123456789012\n")
     result = CliRunner().invoke(app, SETUP)
     assert result.exit_code == 0, result.exception
-    assert gcloud.said == ["projects describe my-project --format=value(projectNumber)"]
+    assert gcloud.said == [], "it needs no login"
     assert not (here / "deploy.env").exists()
-    assert "--uri=https://proctor-123456789012.us-central1.run.app/tasks/sweep" in result.stdout
+    assert result.stdout.startswith(
+        "PROJECT_NUMBER=$(gcloud projects describe my-project '--format=value(projectNumber)')\n"
+    )
+    assert "--uri=https://proctor-${PROJECT_NUMBER}.us-central1.run.app/tasks/sweep" in result.stdout
+    assert "0000000000" not in result.stdout
+    assert not re.search(r"'[^'\n]*\{PROJECT_NUMBER\}[^'\n]*'", result.stdout), "quoted, the shell would not put it in"
     assert "--member=domain:example.org" in result.stdout
     assert "--member=user:ann@example.com" in result.stdout
 
