@@ -32,8 +32,9 @@ STARTED = b"\x02started\x03"
 which the agent's code could print too."""
 
 # bash, for it reads with a time-out and counts without starting anything; -p, for it must not read what BASH_ENV names.
-# $1: the folder; $2, $3, $4: most MiB of memory, processes, and MiB in files without a name; then the command. From standard
-# input: the mark, and how many bytes are the command's. Nothing comes behind them: when it ends, so must the command.
+# $1: the folder; $2, $3, $4: most MiB of memory, processes, and MiB in files without a name; $5: how many variables follow,
+# for the command only; then the command. From standard input: the mark, and how many bytes are the command's. Nothing comes
+# behind them: when it ends, so must the command.
 _LEASH = r"""
 unset mark size
 IFS=' ' read -r mark size || exit 125
@@ -42,9 +43,13 @@ printf '\002started\003' >&3
 end() { kill -s KILL -- -1; printf '%s\n%s %s\n' "$2" "$mark" "$1" >&3; exit "$1"; }
 ended() { end 137 $'\n'"The command was ended: $1."$'\n'; }
 cd -- "$1" 2>&3 || end 1
-memory=$2 processes=$3 files=$4; shift 4
+memory=$2 processes=$3 files=$4 late=$5; shift 5
 exec 6< <(exec 3>&- 5<&-; exec /usr/bin/head -c "$size" <&4); input=$!
-(ulimit -u $((processes - 8)); exec "$@" <&6 2>&3 3>&- 4<&- 5<&- 6<&-) & command=$!
+(
+  ulimit -u $((processes - 8))
+  for ((; late; late--)); do export "$1"; shift; done
+  exec "$@" <&6 2>&3 3>&- 4<&- 5<&- 6<&-
+) & command=$!
 exec 6<&-
 for ((look = 1; ; look++)); do
   pause=0.0$((look < 9 ? look : 9))

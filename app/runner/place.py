@@ -146,6 +146,7 @@ class Calls:
     def __init__(self, place: Place) -> None:
         self._place = place
         self._numbers = count(1)
+        self.under_way = 0
 
     def new(self) -> Path:
         return self._place.calls / str(next(self._numbers))
@@ -153,7 +154,9 @@ class Calls:
     @contextmanager
     def one(self) -> Iterator[Path]:
         call = self.new()
+        self.under_way += 1
         try:
             yield call
         finally:
+            self.under_way -= 1
             call.unlink(missing_ok=True)

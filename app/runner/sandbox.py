@@ -12,6 +12,8 @@ agent's own code could not go.
 import asyncio
 import errno
 import os
+import re
+import signal
 from collections.abc import Callable
 from contextlib import nullcontext, suppress
 from contextvars import ContextVar
@@ -52,18 +54,24 @@ _SERVER_SAYS = 2**20  # bytes kept of what it says until then: the agent may hav
 _START = """
 printf '\\002started\\003' >&2
 cd -- "$1" || exit 1
-shift
+late=$2; shift 2
 exec 3>&2 2>/dev/null
-(exec "$@" 2>&3 3>&-)
+(while [ "$late" -gt 0 ]; do export "$1"; shift; late=$((late - 1)); done; exec "$@" 2>&3 3>&-)
 exit $?
 """
 _START_NAME = "proctor"
 _CANNOT_EXECUTE = 126
+_USED_UP = re.compile(rb"Resource temporarily unavailable|Cannot (allocate memory|fork)|Out of memory")
+_AGAIN_AFTER = 0.2  # seconds
+_KILLED = (-signal.SIGKILL, 128 + signal.SIGKILL)
 
 # The command, then its exit code behind its output; and then what it has left running lives on, until our end of the
 # pipe closes.
 _SERVE = 'output=$("$@" 2>&1 </dev/null); printf "%s\\n%s\\003" "$output" "$?"; exec >/dev/null; read -r _'
 _SERVED = b"\x03"
+
+_LINKER = ("LD_", "GLIBC_")
+"""What the variables of the dynamic linker begin with: they are for the command, not for what starts it."""
 
 # Both scripts exit with errno's number for what Inspect wants told apart.
 _READ = f"""
@@ -145,6 +153,7 @@ class ProctorSandbox(SandboxEnvironment):
     ) -> ExecResult[str]:
         """As Inspect has it. `timeout_retry` is not followed: a command's effects must not happen twice unasked."""
         name = _user(user)
+        _check_call(cmd, env or {})
         if cmd[:2] == [SANDBOX_CLI, "start-server"]:
             return await self._serve(cmd, name)
         limit = min(SandboxEnvironmentLimits.MAX_EXEC_OUTPUT_SIZE, self.limits.output or 0)
@@ -188,28 +197,47 @@ class ProctorSandbox(SandboxEnvironment):
         timeout: int | None,
         concurrency: bool,
         user: str,
+        again: int = 10,
     ) -> ExecResult[bytes]:
-        """Runs `cmd`. Of each output stream the last `output_limit` bytes are kept."""
+        """Runs `cmd`. Of each output stream the last `output_limit` bytes are kept. `again`: how often to try again where
+        there was no room for it to start."""
         with self._calls.one() as call:
-            command = self.place.command(user, env, call)
-            if self.place.on_leash:
-                result = await self._run_on_leash(command, cmd, output_limit, input, cwd, timeout, concurrency)
-            else:
-                result = await subprocess(
-                    [*command, *self._start(cwd), *cmd],
-                    text=False,
-                    input=input,
-                    output_limit=output_limit + len(STARTED),
-                    timeout=timeout,
-                    concurrency=concurrency,
-                )
+            early = {key: value for key, value in env.items() if not key.startswith(_LINKER)}
+            late = [f"{key}={value}" for key, value in env.items() if key not in early]
+            command, cmd = self.place.command(user, early, call), [str(len(late)), *late, *cmd]
+            others = self._calls.under_way > 1 or bool(self._servers)
+            try:
+                if self.place.on_leash:
+                    result = await self._run_on_leash(command, cmd, output_limit, input, cwd, timeout, concurrency)
+                else:
+                    result = await subprocess(
+                        [*command, *self._start(cwd), *cmd],
+                        text=False,
+                        input=input,
+                        output_limit=output_limit + len(STARTED),
+                        timeout=timeout,
+                        concurrency=concurrency,
+                    )
+            except OSError as error:
+                if error.errno != errno.E2BIG:
+                    raise
+                return ExecResult(False, _CANNOT_EXECUTE, b"", f"{os.strerror(errno.E2BIG)}\n".encode())
+        before, started, stderr = result.stderr.partition(STARTED)
+        reason = self._launched.watchdog.ended.get(call.name)
         # half: the buffer drops its oldest chunk whole, and the mark with it, when a command prints more than the limit
-        if not result.stderr.startswith(STARTED) and len(result.stderr) < output_limit // 2:
-            raise SandboxUnavailableError(
-                f"The sandbox could not start: {result.stderr.decode(errors='replace').strip()}"
-            )
-        stderr = result.stderr.removeprefix(STARTED)
-        if reason := self._launched.watchdog.ended.get(call.name):
+        if not started and len(before) < output_limit // 2 and not reason:
+            said = before.decode(errors="replace").strip()
+            used_up = _USED_UP.search(before) or result.returncode in _KILLED
+            if used_up and not others and again:  # an earlier command's processes have been killed and are not gone yet
+                await anyio.sleep(_AGAIN_AFTER)
+                return await self._run(
+                    cmd[1 + len(late) :], output_limit, input, cwd, env, timeout, concurrency, user, again - 1
+                )
+            if not (used_up and others):
+                raise SandboxUnavailableError(f"The sandbox could not start: {said}")
+            reason = f"other commands of this sample have used up its processes or its memory ({said})"
+        stderr = before + stderr
+        if reason:
             stderr += f"\nThe command was ended: {reason}.\n".encode()
         return ExecResult(result.success, result.returncode, result.stdout, stderr)
 
@@ -238,6 +266,7 @@ class ProctorSandbox(SandboxEnvironment):
         command = [
             *self.place.command(user, {}, self._calls.new()),
             *self._start("/"),
+            "0",
             "/bin/sh",
             "-c",
             _SERVE,
@@ -271,12 +300,28 @@ class ProctorSandbox(SandboxEnvironment):
         await self._launched.close()
 
 
+class SandboxFileError(OSError):
+    """A file in the sandbox could not be read or written, for a reason that lies with what the sample has done to it."""
+
+
+def _check_call(cmd: list[str], env: dict[str, str]) -> None:
+    """What Python itself refuses to start anything with; the launcher would fail on it in words of its own."""
+    if not cmd:
+        raise ValueError("The command is empty.")
+    for name in env:
+        if not name or "=" in name:
+            raise ValueError(f"illegal environment variable name: {name!r}")
+    for part in (*cmd, *env, *env.values()):
+        if "\0" in os.fspath(part):
+            raise ValueError("embedded null byte")
+
+
 def _raise_for(result: ExecResult[bytes], file: str) -> None:
     if result.returncode in (errno.ENOENT, errno.EACCES, errno.EISDIR):
         raise OSError(result.returncode, os.strerror(result.returncode), file)  # Python makes it the subclass meant
     if not result.success:
         reason = result.stderr.decode(errors="replace").strip() or f"exit code {result.returncode}"
-        raise OSError(f"Reading or writing {file!r} in the sandbox failed: {reason}")
+        raise SandboxFileError(f"Reading or writing {file!r} in the sandbox failed: {reason}")
 
 
 def _user(name: str | None) -> str:

@@ -14,6 +14,7 @@ import pytest
 from anyio.abc import Process
 from inspect_ai.util._sandbox._cli import SANDBOX_CLI, SANDBOX_TOOLS_DIR
 
+from app.runner import sandbox
 from app.runner.bubblewrap import Bubblewrap
 from app.runner.cgroup import Cgroup, hand_down
 from app.runner.launchers import Launched, open_place
@@ -23,7 +24,7 @@ from app.runner.sandbox import ProctorSandbox, contain
 from app.runner.syscalls import ALWAYS, MACHINES, without
 from app.runner.watchdog import Watchdog, tree
 from app.spec import SandboxLimits
-from tests.attacks.attacks import holding, stays_alive
+from tests.attacks.attacks import alive, holding, stays_alive
 
 LIMITS = SandboxLimits(memory=2**28, processes=64, workspace=2**23, tmp=2**22, cpu=20, output=2**16)
 TOGETHER = f"import os, select, time\n{holding(4, '20')}print(count)"
@@ -61,6 +62,47 @@ async def test_memory_is_bounded_in_sum(bounded: ProctorSandbox) -> None:
 async def test_the_sandbox_works_after_a_command_that_wanted_too_much(bounded: ProctorSandbox) -> None:
     await bounded.exec(["python3", "-c", TOGETHER], timeout=60)
     assert (await bounded.exec(["echo", "works"])).stdout == "works\n"
+
+
+BOMB = """
+import os, time
+while True:
+    try:
+        if os.fork() == 0: time.sleep(600)
+    except OSError: time.sleep(0.1)
+"""
+
+
+async def test_a_sample_that_uses_up_its_processes_fails_its_own_commands_and_no_infrastructure(
+    bounded: ProctorSandbox,
+) -> None:
+    """Those beside it, too: none of them raises what would fail the evaluation."""
+    mark, ended = f"bomb-{os.getpid()}-{id(bounded)}", anyio.Event()
+
+    async def fork() -> None:
+        await bounded.exec(["python3", "-c", BOMB, mark], concurrency=False)
+        ended.set()  # by the watchdog
+
+    async with anyio.create_task_group() as group:
+        for _ in range(3):
+            group.start_soon(fork)
+        with anyio.fail_after(120):
+            while len(alive(mark)) < 60 and not ended.is_set():
+                await anyio.sleep(0.02)
+        for _ in range(15):
+            await bounded.exec(["sh", "-c", "true & wait"], concurrency=False)
+        group.cancel_scope.cancel()
+    assert (await bounded.exec(["echo", "works"])).stdout == "works\n"
+
+
+async def test_a_call_that_is_ended_before_its_command_starts_is_no_failure_of_the_infrastructure(
+    bounded: ProctorSandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sandbox, "_START", "kill -9 $$; sleep 5")
+    monkeypatch.setattr(Watchdog, "_over", lambda *_: "it had more than 64 processes")
+    result = await bounded.exec(["true"])
+    assert not result.success
+    assert "it had more than 64 processes" in result.stderr
 
 
 TAKE = """

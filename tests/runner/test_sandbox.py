@@ -8,9 +8,11 @@ import tempfile
 from collections.abc import AsyncIterator, Iterator
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import anyio
 import pytest
+from inspect_ai.log import EvalError
 from inspect_ai.util import SandboxUserUnsupportedError
 from inspect_ai.util._sandbox._framework_directory import ensure_framework_directory
 from inspect_ai.util._sandbox.registry import registry_find_sandboxenv
@@ -19,11 +21,12 @@ from inspect_ai.util._sandbox.self_check import *  # noqa: F403 - the suite is m
 import app
 from app.runner import visible
 from app.runner.bubblewrap import Bubblewrap
+from app.runner.failures import recorded_failure
 from app.runner.launchers import choose
 from app.runner.messages import Containment, Launcher
 from app.runner.place import WRITABLE, in_reach
 from app.runner.reachable import reachable
-from app.runner.sandbox import ProctorSandbox
+from app.runner.sandbox import ProctorSandbox, SandboxFileError
 
 REPOSITORY = Path(app.__file__).resolve().parents[1]
 OTHER_PROCESSES = "it looks for the process from inside, where another call's are never seen: see the tests here"
@@ -371,6 +374,68 @@ async def test_a_folder_that_does_not_exist_is_the_commands_failure(sandbox_env:
     result = await sandbox_env.exec(["true"], cwd="nowhere")
     assert not result.success
     assert "nowhere" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error"),
+    [
+        ({"cmd": ["echo", "a\0b"]}, ValueError),
+        ({"cmd": ["echo"], "env": {"A": "a\0b"}}, ValueError),
+        ({"cmd": ["echo"], "env": {"A\0B": "x"}}, ValueError),
+        ({"cmd": ["echo"], "env": {"A=B": "x"}}, ValueError),
+        ({"cmd": ["echo"], "env": {"": "x"}}, ValueError),
+        ({"cmd": ["echo"], "env": {"A": 1}}, TypeError),
+        ({"cmd": ["echo", 1]}, TypeError),
+        ({"cmd": []}, ValueError),
+        ({"cmd": ["echo"], "cwd": "a\0b"}, ValueError),
+        ({"cmd": ["echo"], "user": "nobody we know"}, SandboxUserUnsupportedError),
+        ({"cmd": ["/usr"]}, PermissionError),
+    ],
+)
+async def test_what_the_caller_gives_wrongly_is_the_caller_s_error(
+    sandbox_env: ProctorSandbox, arguments: dict[str, Any], error: type[Exception]
+) -> None:
+    with pytest.raises(error) as raised:
+        await sandbox_env.exec(**arguments)
+    assert "could not start" not in str(raised.value)
+    assert (await sandbox_env.exec(["echo", "works"])).stdout == "works\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "says"),
+    [
+        ({"cmd": ["no-such-program"]}, 127, "not found"),
+        ({"cmd": ["true"], "cwd": "/etc/passwd"}, 1, "/etc/passwd"),
+        ({"cmd": ["echo", "x" * 200_000]}, 126, "Argument list too long"),
+        ({"cmd": ["true"], "env": {"LD_PRELOAD": "/nowhere.so"}}, 0, "/nowhere.so"),
+        ({"cmd": ["true"], "env": {"PATH": ""}}, 127, "not found"),
+    ],
+)
+async def test_or_its_command_s_failure(
+    sandbox_env: ProctorSandbox, arguments: dict[str, Any], code: int, says: str
+) -> None:
+    result = await sandbox_env.exec(**arguments)
+    assert result.returncode == code, result
+    assert says in result.stderr
+
+
+async def test_libraries_that_the_caller_names_are_the_command_s_only(sandbox_env: ProctorSandbox) -> None:
+    """A false libc would keep what starts the command from starting."""
+    await sandbox_env.exec(["sh", "-c", "mkdir false; echo no library > false/libc.so.6"])
+    result = await sandbox_env.exec(["env"], env={"LD_LIBRARY_PATH": "/workspace/false"})
+    assert not result.success
+    assert "libc.so.6" in result.stderr
+    found = await sandbox_env.exec(["sh", "-c", "echo $LD_BIND_NOW"], env={"LD_BIND_NOW": "a b"})
+    assert found.stdout == "a b\n"
+
+
+async def test_a_full_workspace_is_no_failure_of_the_infrastructure(sandbox_env: ProctorSandbox) -> None:
+    await sandbox_env.exec(["sh", "-c", "i=0; while head -c 90M /dev/zero > $i; do i=$((i + 1)); done"])
+    with pytest.raises(SandboxFileError, match="No space left on device") as raised:
+        await sandbox_env.write_file("more", b"x" * 2**20)
+    name = f"{SandboxFileError.__module__}.{SandboxFileError.__qualname__}"
+    recorded = EvalError(message=str(raised.value), traceback=f"{name}: {raised.value}", traceback_ansi="")
+    assert recorded_failure(recorded).error_class == "evaluation"
 
 
 async def test_code_cannot_pass_its_failure_off_as_the_sandboxes(sandbox_env: ProctorSandbox) -> None:
