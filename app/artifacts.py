@@ -1,20 +1,32 @@
 """Logs, transcripts and checkpoints, on fsspec: ``file://`` or ``gs://``.
 
 The fence is in the path: ``<root>/<evaluation>/<execution>/<attempt>/…``, so that two attempts never write the same
-object, and what counts is what the ledger points at. An evaluation's folder is a plain Inspect log directory.
+object, and what counts is what the ledger points at.
+
+An evaluation's folder is a plain Inspect log directory: of all that lies there, Inspect's functions take its merged log for a
+log, and nothing else. The logs of its attempts, each with the samples that the attempt ran, lie apart for that reason, in
+the same order: ``<root>/transcripts/<evaluation>/<execution>/<attempt>/…``.
 """
 
 import asyncio
 from collections.abc import Iterable
+from functools import cached_property
 from pathlib import Path
 
 from app.database.session import refuse_held_session
 from app.store import Store
 
+TRANSCRIPTS = "transcripts"
+
 
 class Artifacts(Store):
     """The calls are made in threads: fsspec is synchronous. What the store refuses for longer than `PATIENCE` is raised as an
     OSError."""
+
+    @cached_property
+    def transcripts(self) -> "Artifacts":
+        """The logs of attempts at `run`."""
+        return Artifacts(self.url(TRANSCRIPTS))
 
     async def ship(self, file: Path, url: str) -> None:
         """Copies a local file to `url`; a later copy replaces an earlier one, at once and whole."""

@@ -33,7 +33,10 @@ from app.settings import Settings
 from app.tracing import NO_TRACER, about, begin, failed, span, tell
 from app.versions import IMAGE, mixed
 
-PLAN_LOG = "plan.eval"
+PLAN_LOG, EARLIER_PLAN_LOG = "plan.header", "plan.eval"
+"""The merged log begins with it, so to a reader of logs they would be two of one evaluation. Earlier versions of Proctor gave
+it a name that is a log's."""
+
 RETRY_COUNT, ETA = "x-cloudtasks-taskretrycount", "x-cloudtasks-tasketa"
 
 LOST = Settlement("interrupted", cause="lease lost")
@@ -151,14 +154,17 @@ class Executor:
                 log.error("there is no such execution", execution=push.execution_id)
             return Answer("unknown", push.execution_id, "There is no such execution.")
         if not claim.granted:
+            await self._supersede(claim)  # whoever ended it may not have come to that
             return _refused(claim)
         with structlog.contextvars.bound_contextvars(attempt=claim.attempt):
             tell(get_current_span(), attempt=claim.attempt, kind=claim.kind)
             try:
-                return await self._act(claim, push)
+                answer = await self._act(claim, push)
             except DatabaseUnavailable as error:
                 log.warning("the attempt could not be settled: another will take over", reason=str(error))
                 raise
+            await self._supersede(claim)
+            return answer
 
     async def _act(self, claim: Claim, push: Push) -> Answer:
         image = self.settings.image
@@ -261,7 +267,7 @@ class Executor:
         if left.outcome is not None and left.outcome_of is not None:
             log.info("recording what an earlier attempt came to", outcome=left.outcome.outcome, of=left.outcome_of)
             if claim.kind == "plan" and left.outcome.runs:
-                await self.saved.take_over(job, left.outcome_of, PLAN_LOG)
+                await self.saved.take_over(job, left.outcome_of, await self._plan_log(claim, left.outcome_of))
             return left.outcome
         match claim.kind:
             case "run":
@@ -289,9 +295,16 @@ class Executor:
         to_report = await self.ledger.to_report(claim.evaluation_id)
         if plan.state != "succeeded" or not to_report.transcripts:
             return nothing_to_report(to_report.missing, plan.error)
-        plan_log = self.artifacts.url(job.evaluation_id, f"{job.evaluation_id}.plan", plan.attempt, PLAN_LOG)
+        name = await self._plan_log(claim, plan.attempt)
+        plan_log = self.artifacts.url(job.evaluation_id, f"{job.evaluation_id}.plan", plan.attempt, name)
         update = {"plan_log": plan_log, "transcripts": to_report.transcripts, "artifacts": self.settings.artifacts}
         return job.model_copy(update=update)
+
+    async def _plan_log(self, claim: Claim, attempt: int) -> str:
+        """Its name in the folder of an attempt at the plan."""
+        evaluation = str(claim.evaluation_id)
+        names = await self.artifacts.names(self.artifacts.url(evaluation, f"{evaluation}.plan", attempt))
+        return EARLIER_PLAN_LOG if EARLIER_PLAN_LOG in names else PLAN_LOG
 
     async def _listen(self, child: Child, lease: Lease, push: Push, ear: Ear) -> "_Why | None":
         """Hears the child out (None), or says why it must be stopped."""
@@ -350,7 +363,8 @@ class Executor:
 
     async def ship(self, job: Job, folder: str, name: str, as_name: str | None = None) -> str:
         """Copies a log of the attempt to the artifacts; returns its URL there."""
-        url = self.artifacts.url(job.evaluation_id, job.execution_id, job.attempt, as_name or name)
+        store = self.artifacts.transcripts if job.kind == "run" else self.artifacts
+        url = store.url(job.evaluation_id, job.execution_id, job.attempt, as_name or name)
         await self.artifacts.ship(Path(job.directory, folder, name), url)
         return url
 
@@ -379,6 +393,20 @@ class Executor:
         if stop.report:
             await enqueue(self.ledger, self.queue, [stop.report])
         return True
+
+    async def _supersede(self, claim: Claim) -> None:
+        """An evaluation's folder has one log that counts, however many reports there were: those before, and those of
+        attempts that could not record theirs, are deleted. For whoever comes last to do."""
+        if claim.kind != "report":
+            return
+        try:
+            counted = await self.ledger.counted_log(claim.evaluation_id)
+        except DatabaseUnavailable as error:
+            log.warning("it could not be seen which merged log counts", reason=str(error))
+            return
+        if counted:
+            of = str(claim.evaluation_id), claim.execution_id
+            await self.saved.supersede(*of, counted=counted, through=claim.attempt)
 
     async def _enqueue_next(self, settled: Settled) -> None:
         if settled.report:

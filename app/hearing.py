@@ -151,7 +151,7 @@ class Ear:
         if result.sample in job.scored and not self.heard.whole:
             return  # it stands already; the log of an earlier attempt has it too
         result = result.model_copy(update={"note": self._note()})
-        url = self._artifacts.url(job.evaluation_id, job.execution_id, job.attempt, result.log)
+        url = self._artifacts.transcripts.url(job.evaluation_id, job.execution_id, job.attempt, result.log)
         self.heard.samples.append((result, url))
         if not unheard(self._wanted, self.heard):
             return

@@ -400,6 +400,11 @@ class Ledger:
         (row,) = await self._database.run(sql.PLAN, {"id": f"{evaluation_id}.plan"})
         return Plan(row.state, row.attempt, Failure.model_validate(row.error) if row.error else None)
 
+    async def counted_log(self, evaluation_id: UUID) -> str | None:
+        """The merged log, as recorded; None: there is none, or a report is at work on another."""
+        rows = await self._database.run(sql.COUNTED_LOG, {"evaluation": evaluation_id})
+        return rows[0].log if rows else None
+
     async def versions(self, evaluation_id: UUID) -> list[Made]:
         """By which versions its samples were made, with how many of them each."""
         rows = await self._database.run(sql.VERSIONS, {"evaluation": evaluation_id})

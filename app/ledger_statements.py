@@ -518,6 +518,14 @@ SELECT id FROM task_executions WHERE evaluation_id = :evaluation AND state IN ('
 """,
 )
 
+COUNTED_LOG = _statement(
+    "counted_log",
+    """
+SELECT v.log FROM evaluations v JOIN task_executions e ON e.id = v.id || '.report'
+WHERE v.id = :evaluation AND e.state NOT IN ('pending', 'running')
+""",
+)
+
 PLAN = _statement("plan", "SELECT state, attempt, error FROM task_executions WHERE id = :id")
 
 # By which versions the samples that stand were made. Of an attempt that nothing is recorded of, its samples still count.

@@ -81,9 +81,9 @@ class Retention:
 
     async def _delete(self, what: Kept, evaluation: str, until: float) -> bool:
         """Whether all is gone. Some always is, however long it took to list it."""
-        folder = self.artifacts.url(evaluation)
         if what == "transcripts":
-            groups: Sequence[list[str]] = [[f"{folder}/{name}" for name in await self.artifacts.names(folder)]]
+            folders = self.artifacts.url(evaluation), self.artifacts.transcripts.url(evaluation)
+            groups: Sequence[list[str]] = [[f"{f}/{name}" for name in await self.artifacts.names(f)] for f in folders]
         else:
             groups = await self.saved.left_behind(evaluation)
         steps = [group[n : n + FILES] for group in groups for n in range(0, len(group), FILES)]

@@ -33,6 +33,7 @@ _PART = ".part"
 _SETTLEMENT = TypeAdapter(Settlement)
 _MADE_BY = TypeAdapter(list[Versions])
 _LEFT_BY = re.compile(rf"^(?:[^/]+/)?(?P<attempt>\d+)/(?P<of>{CHECKPOINT}/.+|{re.escape(COMMITTED)})$")
+_MERGED = re.compile(r"^(?P<attempt>\d+)/[^/]+\.eval$")
 log = structlog.get_logger(__name__)
 
 
@@ -101,6 +102,17 @@ class Saved:
             await self._artifacts.write(url, _SETTLEMENT.dump_json(outcome))
         except OSError as error:
             log.warning("the outcome could not be kept", url=url, reason=str(error))
+
+    async def supersede(self, evaluation_id: str, execution_id: str, *, counted: str, through: int) -> None:
+        """Deletes the merged logs of a report's attempts up to and including `through`, but for the one that counts."""
+        folder = self._artifacts.url(evaluation_id, execution_id)
+        try:
+            names = await self._artifacts.names(folder)
+            logs = [match for name in names if (match := _MERGED.match(name)) and int(match["attempt"]) <= through]
+            urls = {f"{folder}/{match[0]}" for match in logs} - {counted}
+            await self._artifacts.delete(urls)
+        except OSError as error:
+            log.warning("superseded logs could not be deleted", execution=execution_id, reason=str(error))
 
     async def discard(self, *of: str, through: float = math.inf) -> None:
         """The checkpoints of an execution (evaluation, execution), of its attempts up to and including `through`, or of a

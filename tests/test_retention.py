@@ -27,7 +27,8 @@ from tests.test_saved import NoMarksDeleted
 LEASE_OVER = text(
     "UPDATE evaluations SET retention_lease = now() - interval '1 s' WHERE transcripts_deleted_at IS NULL"
 )
-LOGS = [".plan/1/plan.eval", ".1/1/a.eval", ".1/2/a.eval", ".report/1/all.eval", ".1/2/outcome.json"]
+TRANSCRIPTS = [".1/1/a.eval", ".1/2/a.eval"]
+LOGS = [".plan/1/plan.header", ".report/1/all.eval", ".1/2/outcome.json", *TRANSCRIPTS]
 CHECKPOINTS = [".1/1/checkpoint/a.eval.part", ".1/1/checkpoint/a/ckpt-00001.json", ".1/1/checkpoint.json"]
 
 
@@ -44,12 +45,15 @@ def retention(ledger: Ledger, artifacts: Artifacts) -> Retention:
 async def filled(artifacts: Artifacts, evaluation: UUID) -> UUID:
     """With files as attempts leave them."""
     for name in LOGS + CHECKPOINTS:
-        await artifacts.write(artifacts.url(str(evaluation), f"{evaluation}{name}"), b"x")
+        store = artifacts.transcripts if name in TRANSCRIPTS else artifacts
+        await artifacts.write(store.url(str(evaluation), f"{evaluation}{name}"), b"x")
     return evaluation
 
 
 async def kept(artifacts: Artifacts, evaluation: UUID) -> list[str]:
-    return sorted(name.removeprefix(str(evaluation)) for name in await artifacts.names(artifacts.url(str(evaluation))))
+    folders = [store.url(str(evaluation)) for store in (artifacts, artifacts.transcripts)]
+    names = [name for folder in folders for name in await artifacts.names(folder)]
+    return sorted(name.removeprefix(str(evaluation)) for name in names)
 
 
 async def old(database: Database, ledger: Ledger, artifacts: Artifacts, days: float) -> UUID:

@@ -214,6 +214,20 @@ async def test_of_what_is_over_only_logs_and_outcomes_stay(saved: Saved, artifac
     assert sorted(await artifacts.names(artifacts.url("e"))) == sorted(kept)
 
 
+@pytest.mark.parametrize("counted", [1, 2])
+async def test_of_all_merged_logs_so_far_the_one_that_counts_stays(
+    saved: Saved, artifacts: Artifacts, counted: int
+) -> None:
+    """Attempt 2 may have recorded what attempt 1 had come to; attempt 3 is at work."""
+    logs = [artifacts.url("e", "e.report", attempt, f"{attempt}.eval") for attempt in (1, 2, 3)]
+    other = [artifacts.url("e", name) for name in (f"e.report/1/{OUTCOME}", "e.1/1/a.eval")]
+    for url in logs + other:
+        await artifacts.write(url, b"{}")
+    await saved.supersede("e", "e.report", counted=logs[counted - 1], through=2)
+    left = {artifacts.url("e", name) for name in await artifacts.names(artifacts.url("e"))}
+    assert left == {logs[counted - 1], logs[2], *other}
+
+
 class NoMarksDeleted(Artifacts):
     """A store that stops in the midst of deleting, at the worst place."""
 

@@ -40,7 +40,7 @@ def report(job: Job, out: Writer) -> None:
     wind_down.listen()
     gathering = Gathering(job, out)
     gathering.gather()
-    log = read_eval_log(readable(job.plan_log), header_only=True)
+    log = read_eval_log(readable(job.plan_log), header_only=True, format="eval")
     log.samples = _in_order(gathering.samples.values(), log)
     _summarise(log, _header(job.transcripts), subject, gathering.values)
     _tell_of_unreadable(log, gathering.unreadable)

@@ -307,3 +307,17 @@ async def test_a_stored_spec_that_this_version_does_not_take_ends_its_evaluation
     assert seen.id in [one.id for one in (await reader.evaluations()).evaluations]
     assert len((await reader.samples(evaluation)).samples) == (reached != "plan")
     assert "does not take the stored spec" in (await reader.explanation(evaluation)).explanation[0]
+
+
+async def test_the_plan_of_an_earlier_version_is_reported_too(services: Services) -> None:
+    """It had another name in the store."""
+    spec = Spec(task=f"{TASKS}@numbers", model="mockllm/model", task_args={"n": 1})
+    evaluation = (await services.executor.ledger.submit(spec, "me")).evaluation_id
+    assert (await push(services, f"{evaluation}.plan")).state == "succeeded"
+    store = services.executor.artifacts
+    now, before = (store.url(str(evaluation), f"{evaluation}.plan", 1, n) for n in ("plan.header", "plan.eval"))
+    await store.write(before, await store.read(now))
+    await store.delete([now])
+    assert (await push(services, f"{evaluation}.1")).state == "succeeded"
+    assert (await push(services, f"{evaluation}.report")).state == "succeeded"
+    assert (await services.reader.evaluation(evaluation)).state == "succeeded"

@@ -8,18 +8,20 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from socket import socket
+from typing import Any
 from urllib.parse import quote
 
 import httpx
 import psutil
 
-from tests.system.conftest import PATIENCE, run, samples, spec
+from app.artifacts import TRANSCRIPTS
+from tests.system.conftest import PATIENCE, ended, run, samples, spec
 
 
 async def test_the_merged_log_opens_in_inspect_view(client: httpx.AsyncClient) -> None:
     view = await run(client, spec(task_args={"n": 3}))
     log = Path(view["log"].removeprefix("file://"))
-    async with viewing(log.parent) as address, httpx.AsyncClient(base_url=address, timeout=PATIENCE) as http:
+    async with viewing(log.parents[2]) as address, httpx.AsyncClient(base_url=address, timeout=PATIENCE) as http:
         (listed,) = (await http.get("/api/log-files")).json()["files"]
         shown = (await http.get(f"/api/logs/{quote(listed['name'], safe='')}")).json()
     assert shown["status"] == "success"
@@ -29,25 +31,68 @@ async def test_the_merged_log_opens_in_inspect_view(client: httpx.AsyncClient) -
 
 READ = """
 import sys
-from inspect_ai.log import list_eval_logs, read_eval_log
-merged, evaluation, *transcripts = sys.argv[1:]
-(only,) = list_eval_logs(merged)
-assert read_eval_log(only).status == "success"
-assert set(transcripts) < {info.name for info in list_eval_logs(evaluation)}
-for transcript in transcripts:
-    (sample,) = read_eval_log(transcript).samples
+from inspect_ai.log import list_eval_logs, read_eval_log, read_eval_log_sample_summaries
+evaluation, transcripts = sys.argv[1:]
+(counted,) = list_eval_logs(evaluation)
+log = read_eval_log(counted)
+assert (log.status, log.location) == (sys.stdin.readline().strip(), counted.name)
+print(*(f"{s.id}.{s.epoch}" for s in read_eval_log_sample_summaries(counted)))
+parts = list_eval_logs(transcripts)
+assert {read_eval_log(part, header_only=True).eval.eval_id for part in parts}.isdisjoint({log.eval.eval_id})
+for url in sys.stdin.read().split():
+    assert url in {part.name for part in parts}
+    (sample,) = read_eval_log(url).samples
     assert sample.messages
 """
 
 
-async def test_the_log_directories_are_plain_inspect_log_directories(client: httpx.AsyncClient) -> None:
-    """In a process of its own: Inspect's synchronous functions leave event loops open behind them."""
-    view = await run(client, spec(task_args={"n": 2}))
-    log = Path(view["log"].removeprefix("file://"))
+async def test_a_reader_of_an_evaluation_s_folder_counts_one_log(client: httpx.AsyncClient, tmp_path: Path) -> None:
+    """However often it was retried; and each transcript is a log by itself, apart."""
+    flag = tmp_path / "flag"
+    how = {"n": 3, "how": f"fail:3:{flag}", "sample": 2}
+    view = await run(client, spec(task_args=how, epochs=2, max_failures=1, continue_on_fail=True))
+    said = [(view["state"], await read(client, view))]
+    while view["state"] == "failed":
+        assert len(said) < 4
+        assert (await client.post(f"/evaluations/{view['id']}/retry")).status_code == 202
+        view = await ended(client, view["id"])
+        said.append((view["state"], await read(client, view)))
+    assert [state for state, _ in said] == ["failed", "failed", "succeeded"]
+    assert {samples for _, samples in said} == {"1.1 2.1 3.1 1.2 2.2 3.2"}
+
+
+async def read(client: httpx.AsyncClient, view: dict[str, Any]) -> str:
+    """Its samples, as a reader of its folder counts them. In a process of its own: Inspect's synchronous functions leave
+    event loops open behind them."""
+    evaluation = Path(view["log"].removeprefix("file://")).parents[2]
+    assert evaluation.name == view["id"]
     transcripts = [s["transcript"] for s in await samples(client, view["id"])]
-    command = [sys.executable, "-c", READ, str(log.parent), str(log.parents[2]), *transcripts]
-    done = await asyncio.to_thread(subprocess.run, command, capture_output=True, text=True, check=False)
+    folders = str(evaluation), str(evaluation.parent / TRANSCRIPTS / view["id"])
+    status = "success" if view["state"] == "succeeded" else "error"
+    done = await asyncio.to_thread(
+        subprocess.run,
+        [sys.executable, "-c", READ, *folders],
+        input="\n".join([status, *transcripts]),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+async def test_a_merged_log_that_was_left_behind_is_deleted_when_its_report_is_delivered_again(
+    client: httpx.AsyncClient,
+) -> None:
+    """By an attempt that could not record it, say."""
+    view = await run(client, spec(task_args={"n": 1}))
+    log = Path(view["log"].removeprefix("file://"))
+    left = log.parents[1] / "0" / log.name
+    left.parent.mkdir()
+    left.write_bytes(log.read_bytes())
+    again = await client.post("/tasks/execute", json={"execution_id": f"{view['id']}.report"})
+    assert again.status_code == 200
+    assert (log.exists(), left.exists()) == (True, False)
 
 
 @asynccontextmanager

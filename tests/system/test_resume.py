@@ -92,8 +92,10 @@ async def test_a_killed_worker_costs_at_most_one_turn(
     assert usage["total_tokens"] == 15 * 6, "of both attempts, less the call that was never answered"
     assert not [name for name in left if "checkpoint" in name], "those of what is over are deleted"
     assert row.transcript.removeprefix(f"file://{worker.artifacts}/") in left, "logs are kept"
-    logs = [log.name for log in list_eval_logs(f"{worker.artifacts}/{evaluation}")]
-    assert logs == [row.transcript], "and nothing else is taken for a log"
+    assert [log.name for log in list_eval_logs(worker.artifacts)] == [row.transcript], (
+        "and nothing else is taken for one"
+    )
+    assert list_eval_logs(f"{worker.artifacts}/{evaluation}") == [], "the evaluation has no report yet"
 
 
 async def test_a_sample_that_a_deploy_has_cut_in_two_is_of_both_versions(

@@ -6,6 +6,7 @@ from math import isclose
 from statistics import mean
 from typing import Any
 
+from app.artifacts import TRANSCRIPTS
 from tests.drills.chaos.history import Evaluation, Result
 from tests.drills.chaos.indexed import Indexed
 from tests.drills.chaos.violation import Violation
@@ -42,7 +43,7 @@ def results_are_from_who_held_it(h: Indexed) -> Iterator[Violation]:
 
 def _transcript(h: Indexed, result: Result, what: str) -> Iterator[Violation]:
     path = h.path(result.transcript)
-    evaluation, execution, attempt, *_ = [*path.split("/"), "", "", ""]
+    evaluation, execution, attempt, *_ = [*path.removeprefix(f"{TRANSCRIPTS}/").split("/"), "", "", ""]
     if (evaluation, execution) != (result.evaluation, result.execution) or not attempt.isdigit():
         yield Violation("artifact", what, f"its transcript is another's: {path}")
     elif int(attempt) > result.attempt:
