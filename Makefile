@@ -20,6 +20,7 @@ $(STAMP): requirements.lock pyproject.toml
 	$(PIP) install --no-deps --require-hashes -r requirements.lock; \
 	$(PIP) install --no-deps --no-build-isolation --editable .; \
 	.ci/restic $(BIN); \
+	.ci/pgbouncer; \
 	touch $(STAMP); echo "Set-up took $$(($$(date +%s) - began)) s"
 
 # A real evaluation, end to end, on this machine.

@@ -134,6 +134,11 @@ class Settings(BaseSettings):
         pattern=ENDPOINT,
         description="host:port of another AlloyDB Admin API: a private endpoint, or a stand-in. Unset: Google's.",
     )
+    database_pooler: Literal["none", "transaction"] = Field(
+        default="none",
+        description="What is between the service and database_url: none, or a pooler in transaction mode (PgBouncer,"
+        " AlloyDB's managed pooling), through which nothing lasts longer than a transaction: see docs/database.md.",
+    )
     pool_recycle: Seconds = Field(
         default=180,
         description="A pooled connection is replaced past this age (seconds). Idle ones are dropped silently after about 600"
@@ -457,6 +462,13 @@ class Settings(BaseSettings):
             raise ValueError("is required with PROCTOR_ALLOYDB_INSTANCE")
         return value
 
+    @field_validator("database_pooler")
+    @classmethod
+    def _on_the_way(cls, value: str, info: ValidationInfo) -> str:
+        if value != "none" and info.data.get("alloydb_instance") is not None:
+            raise ValueError("is for PROCTOR_DATABASE_URL: the AlloyDB connector goes past poolers")
+        return value
+
     @field_validator("callers", "push_callers")
     @classmethod
     def _known_people(cls, entries: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
@@ -535,6 +547,11 @@ class Settings(BaseSettings):
         return frozenset(self.push_callers) | (
             {self.queue_service_account.lower()} if self.queue_service_account else set()
         )
+
+    @property
+    def pooled(self) -> bool:
+        """A database session lasts for a transaction only."""
+        return self.database_pooler == "transaction"
 
     @property
     def connections(self) -> int:

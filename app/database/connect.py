@@ -32,10 +32,9 @@ hours. Ours."""
 @asynccontextmanager
 async def open_connector(settings: Settings) -> AsyncIterator[Connect]:
     """How to connect, by these settings. Connects to nothing yet. Raises `DatabaseRefused` without Google credentials."""
-    options: dict[str, Any] = {
-        "command_timeout": settings.statement_timeout,
-        "server_settings": server_settings(settings),
-    }
+    options: dict[str, Any] = {"command_timeout": settings.statement_timeout}
+    # a pooler refuses start-up settings that it does not know, and keeps no statement from one transaction to the next
+    options |= {"statement_cache_size": 0} if settings.pooled else {"server_settings": server_settings(settings)}
     if settings.database_url is not None:
         dsn = make_url(settings.database_url.get_secret_value()).set(drivername="postgresql")
         address = dsn.render_as_string(hide_password=False)
@@ -57,7 +56,7 @@ def server_settings(settings: Settings) -> dict[str, str]:
     the driver does in two steps: the server is neither idle nor at work then. `transaction_timeout` does; it came with
     Postgres 17, so it is set once connected. Before 17 only TCP's keepalive does, and where AlloyDB's proxy is in between
     it asks the wrong peer: such a transaction can keep its locks for as long as the proxy lets it."""
-    limit = _limit(settings)
+    limit = statement_limit(settings)
     return {
         "application_name": f"proctor {settings.worker}"[:63],
         "statement_timeout": limit,
@@ -70,7 +69,19 @@ def server_settings(settings: Settings) -> dict[str, str]:
     }
 
 
-def _limit(settings: Settings) -> str:
+def transaction_settings(settings: Settings) -> dict[str, str]:
+    """What each transaction sets for itself where a session does not last: the same limits."""
+    limit = statement_limit(settings)
+    return {
+        "application_name": f"proctor {settings.worker}"[:63],
+        "statement_timeout": limit,
+        "idle_in_transaction_session_timeout": limit,
+        "transaction_timeout": limit,
+    }
+
+
+def statement_limit(settings: Settings) -> str:
+    """Milliseconds after which the server itself ends a statement, or a transaction that is idle."""
     return _milliseconds(settings.statement_timeout * 0.9)
 
 
@@ -101,5 +112,5 @@ async def tune(connection: Any, settings: Settings) -> None:
         for name, value in KEEPALIVE.items():
             sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(settings.socket_timeout * 1000))
-    if connection.get_server_version() >= (17,):
-        await connection.execute(f"SET transaction_timeout = {_limit(settings)}")
+    if connection.get_server_version() >= (17,) and not settings.pooled:
+        await connection.execute(f"SET transaction_timeout = {statement_limit(settings)}")

@@ -13,11 +13,12 @@ from typing import Any
 
 import asyncpg
 from opentelemetry.metrics import Meter
-from sqlalchemy import ExceptionContext, event
+from sqlalchemy import Connection, ExceptionContext, event
+from sqlalchemy.engine.interfaces import IsolationLevel
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from sqlalchemy.util import await_only
 
-from app.database.connect import open_connector
+from app.database.connect import open_connector, transaction_settings
 from app.database.failures import state_of, this_server_is_gone
 from app.database.watch import watch
 from app.metrics import NO_METER
@@ -39,8 +40,8 @@ async def open_engine(settings: Settings, *, lifo: bool = True, meters: Meter = 
         engine = create_async_engine(
             "postgresql+asyncpg://",
             async_creator=connect,
-            # autocommit: a ping and a statement are one round trip each; transactions ask for READ COMMITTED
-            isolation_level="AUTOCOMMIT",
+            isolation_level=usual_isolation(settings),
+            connect_args=UNNAMED if settings.pooled else {},
             hide_parameters=True,  # in errors, which are logged: they are specs and results
             json_serializer=to_json,
             pool_recycle=settings.pool_recycle,
@@ -50,19 +51,70 @@ async def open_engine(settings: Settings, *, lifo: bool = True, meters: Meter = 
             pool_timeout=settings.pool_timeout,
             pool_use_lifo=lifo,
         )
-        bound_ping(engine, settings.ping_timeout)
+        bound_ping(engine, settings.ping_timeout, simple=settings.pooled)
         close_at_once(engine)
         notice_dead_servers(engine)
         watch(engine, meters, settings.pool_recycle)
+        if settings.pooled:
+            limit_each_transaction(engine, settings)
+            execute_at_once(engine)
         try:
             yield engine
         finally:
             await asyncio.shield(engine.dispose())
 
 
-def bound_ping(engine: AsyncEngine, timeout: float) -> None:
+def usual_isolation(settings: Settings) -> IsolationLevel:
+    """Autocommit: a ping and a statement are one round trip each; transactions ask for READ COMMITTED. But the driver
+    prepares a statement and executes it in two steps, between which a pooler may take the session away from whoever is in
+    no transaction."""
+    return "READ COMMITTED" if settings.pooled else "AUTOCOMMIT"
+
+
+UNNAMED: dict[str, Any] = {"prepared_statement_cache_size": 0, "prepared_statement_name_func": str}
+"""For the driver: a statement without a name is the session's until the next, and leaves nothing behind."""
+
+
+def limit_each_transaction(engine: AsyncEngine, settings: Settings) -> None:
+    """Sets `transaction_settings` as a transaction begins: one statement, and nothing of it is left after it. Postgres
+    has had `transaction_timeout` since 17."""
+    given = transaction_settings(settings)
+    newest = f"set_config('transaction_timeout', '{given.pop('transaction_timeout')}', true)"
+    usual = ", ".join(f"set_config('{name}', {_quoted(value)}, true)" for name, value in given.items())
+    since = "current_setting('server_version_num')::int >= 170000"
+    statement = f"SELECT {usual}, CASE WHEN {since} THEN {newest} END"
+
+    def set_limits(connection: Connection) -> None:
+        if not _in_no_transaction(connection):
+            connection.exec_driver_sql(statement)
+
+    event.listen(engine.sync_engine, "begin", set_limits)
+
+
+def execute_at_once(engine: AsyncEngine) -> None:
+    """In one step what a migration does outside a transaction, as an index that is made concurrently. It returns no rows."""
+
+    def do_execute(cursor: Any, statement: str, parameters: Any, context: Any) -> bool:
+        if parameters or not _in_no_transaction(context.root_connection):
+            return False
+        await_only(context.root_connection.connection.driver_connection.execute(statement))
+        return True
+
+    event.listen(engine.sync_engine, "do_execute", do_execute)
+
+
+def _in_no_transaction(connection: Connection) -> bool:
+    return connection.get_execution_options().get("isolation_level") == "AUTOCOMMIT"
+
+
+def _quoted(value: str) -> str:
+    return "'" + value.replace("'", "''") + "'"
+
+
+def bound_ping(engine: AsyncEngine, timeout: float, *, simple: bool = False) -> None:
     """Replaces the driver's unbounded ping: a connection that stays silent for `timeout` seconds is terminated, and the
-    pool opens another. It then trusts none that is older, so that one silence is waited out, not five in a row."""
+    pool opens another. It then trusts none that is older, so that one silence is waited out, not five in a row. `simple`:
+    in one step, not two that a pooler may part."""
 
     def do_ping(connection: Any) -> bool:
         raw = connection.driver_connection
@@ -75,7 +127,7 @@ def bound_ping(engine: AsyncEngine, timeout: float) -> None:
 
     async def answer(raw: Any) -> None:
         async with asyncio.timeout(timeout):  # not wait_for, which can lose a cancellation on Python 3.11
-            await raw.fetchrow(";")
+            await (raw.execute("SELECT 1") if simple else raw.fetchrow(";"))
 
     engine.dialect.do_ping = do_ping  # type: ignore[method-assign,assignment]  # the dialect is this engine's own
 

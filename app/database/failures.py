@@ -31,6 +31,9 @@ _FOR_NOW = frozenset(
         "57014",  # statement stopped, for its time was over
     }
 )
+POOLER = (
+    "There is a pooler in transaction mode before the database: set PROCTOR_DATABASE_POOLER=transaction, or go past it"
+)
 _REFUSED = {
     "28P01": "The password is wrong",
     "28000": "The user may not log in",
@@ -39,6 +42,8 @@ _REFUSED = {
     "42P01": "A table is missing: run `proctor migrate`",
     "42704": "The server does not know a parameter of PROCTOR_DATABASE_URL: take it out, or spell it as the server does",
     "42703": "A column is missing: run `proctor migrate`",
+    "26000": POOLER,  # no such prepared statement: another session has it
+    "42P05": POOLER,  # there is one already: another client's
 }
 _GOOGLE_REFUSED = {
     400: "The instance's name is not one",
@@ -54,6 +59,8 @@ _REASON_LENGTH = 300
 
 def is_transient(error: BaseException) -> bool:
     """Whether the connection or the moment is to blame, so that the same statement may well succeed on another."""
+    if _is_pooler(error):
+        return False
     if isinstance(error, PoolTimeout | OSError):  # OSError includes TimeoutError and TLS errors
         return True
     if isinstance(error, DBAPIError) and (error.connection_invalidated or _lost_track(error) or _is_outdated(error)):
@@ -74,7 +81,9 @@ def refusal(error: BaseException) -> str | None:
     """Why the database will not serve these settings, however often it is asked, and what to do; None: something else."""
     reason: str | None = None
     state = state_of(error)
-    if state is not None:
+    if _is_pooler(error):
+        reason = POOLER
+    elif state is not None:
         reason = _REFUSED.get(state)
     elif isinstance(error, GoogleAPICallError):
         reason = _GOOGLE_REFUSED.get(error.code or 0)
@@ -96,6 +105,11 @@ def data_refusal(error: BaseException) -> tuple[str, bool] | None:
     if not (by_content or kind in _BY_RULE):
         return None
     return describe(error)[:_REASON_LENGTH], by_content
+
+
+def _is_pooler(error: BaseException) -> bool:
+    """PgBouncer refuses the settings that a connection begins with; a server of Postgres knows them all."""
+    return state_of(error) == "08P01" and "startup parameter" in str(error)
 
 
 def _lost_track(error: DBAPIError) -> bool:

@@ -17,8 +17,9 @@ from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, text
+from sqlalchemy.engine.interfaces import IsolationLevel
 from sqlalchemy.exc import DBAPIError
-from sqlalchemy.ext.asyncio import AsyncConnection
+from sqlalchemy.ext.asyncio import AsyncEngine
 from tenacity import (
     AsyncRetrying,
     RetryCallState,
@@ -28,7 +29,7 @@ from tenacity import (
     wait_random_exponential,
 )
 
-from app.database.engine import open_engine
+from app.database.engine import open_engine, usual_isolation
 from app.database.failures import describe, state_of
 from app.errors import DatabaseUnavailable
 from app.settings import Settings
@@ -101,12 +102,12 @@ async def migrate_async(
         before_sleep=_tell,
         reraise=True,
     )
-    async with open_engine(unhurried) as engine, engine.connect() as connection, _alone(connection, patience):
+    async with open_engine(unhurried) as engine, _alone(engine, patience), engine.connect() as connection:
         before = await connection.run_sync(_current)
         try:
             async for attempt in retrying:
                 with attempt:
-                    await connection.run_sync(_upgrade, scripts or config(), revision)
+                    await connection.run_sync(_upgrade, scripts or config(), revision, usual_isolation(settings))
         except Exception as error:
             if state_of(error) == _TOO_LONG:
                 raise DatabaseUnavailable(
@@ -123,32 +124,50 @@ async def migrate_async(
 
 
 @asynccontextmanager
-async def _alone(connection: AsyncConnection, patience: float) -> AsyncIterator[None]:
-    """The lock is asked for again and again, not waited for: whoever waits inside a statement holds a snapshot, and an
-    index that is made concurrently waits for that."""
+async def _alone(engine: AsyncEngine, patience: float) -> AsyncIterator[None]:
+    """Holds the lock in a transaction of its own that does nothing else: it ends with whoever holds it, where a pooler keeps
+    the session for others too. It has no snapshot meanwhile, so that an index that is made concurrently does not
+    wait for it; for the same reason the lock is asked for again and again, not waited for."""
     retrying = AsyncRetrying(
         retry=retry_if_result(lambda had: not had),
         stop=stop_after_delay(patience),
         wait=wait_random_exponential(multiplier=0.05, max=1),
         retry_error_callback=lambda _: False,
     )
+    async with engine.connect() as connection:
+        await connection.execution_options(isolation_level="READ COMMITTED")
 
-    async def take() -> bool:
-        return bool(await connection.scalar(text("SELECT pg_try_advisory_lock(:lock)"), {"lock": LOCK}))
+        async def take() -> bool:
+            had = bool(await connection.scalar(_TAKE, {"lock": LOCK}))
+            if not had:
+                await connection.rollback()
+            return had
 
-    if not await retrying(take):
-        raise DatabaseUnavailable(
-            f"Another migration has been running for {patience:.0f} s: try again when it is over."
-        )
-    try:
-        yield
-    finally:
-        with suppress(DBAPIError):  # a connection that is lost has let go of it
-            await connection.rollback()
-            await connection.execute(text("SELECT pg_advisory_unlock(:lock)"), {"lock": LOCK})
+        if not await retrying(take):
+            raise DatabaseUnavailable(
+                f"Another migration has been running for {patience:.0f} s: try again when it is over."
+            )
+        raw = (await connection.get_raw_connection()).driver_connection
+        assert raw is not None
+        await raw.execute(_NO_LIMITS)
+        try:
+            yield
+        finally:
+            with suppress(DBAPIError):  # a connection that is lost has let go of it
+                await connection.rollback()
 
 
-def _upgrade(connection: Connection, scripts: Config, revision: str) -> None:
+_TAKE = text("SELECT pg_try_advisory_xact_lock(:lock)")
+_NO_LIMITS = """
+SELECT set_config('idle_in_transaction_session_timeout', '0', true),
+       CASE WHEN current_setting('server_version_num')::int >= 170000 THEN set_config('transaction_timeout', '0', true) END
+"""
+"""For the transaction that holds the lock. To be sent in one step, which also ends what the two steps of a prepared
+statement leave open: its portal keeps a snapshot for as long as the transaction lasts. Postgres has had
+`transaction_timeout` since 17."""
+
+
+def _upgrade(connection: Connection, scripts: Config, revision: str, isolation: IsolationLevel) -> None:
     connection.rollback()  # alembic sees to its own transactions
     connection.execution_options(isolation_level="READ COMMITTED")
     scripts.attributes["connection"] = connection
@@ -156,7 +175,7 @@ def _upgrade(connection: Connection, scripts: Config, revision: str) -> None:
         command.upgrade(scripts, revision)
     finally:
         connection.rollback()
-        connection.execution_options(isolation_level="AUTOCOMMIT")
+        connection.execution_options(isolation_level=isolation)
 
 
 def _current(connection: Connection) -> str:

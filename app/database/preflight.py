@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import structlog
 from sqlalchemy import text
 
+from app.database.failures import POOLER
 from app.database.migrate import newest_revision, revisions, serves_from
 from app.database.session import Database
 from app.errors import DatabaseRefused
@@ -20,7 +21,8 @@ TABLES = ("evaluations", "task_executions", "execution_attempts", "sample_result
 _LOOK = text("""/* preflight.look */
 SELECT to_regclass('alembic_version') IS NOT NULL AS migrated, current_user AS who,
        current_setting('max_connections')::int - current_setting('superuser_reserved_connections')::int
-       - coalesce(current_setting('reserved_connections', true), '0')::int AS connections
+       - coalesce(current_setting('reserved_connections', true), '0')::int AS connections,
+       (SELECT setting FROM pg_settings WHERE name = 'statement_timeout') AS statement_timeout
 """)
 _REVISION = text("""/* preflight.revision */
 SELECT version_num, obj_description('alembic_version'::regclass, 'pg_class') AS comment FROM alembic_version
@@ -47,6 +49,11 @@ async def look(database: Database, *, patience: float = 0) -> Found:
     """Raises `DatabaseUnavailable` when there is no answer, `DatabaseRefused` when the answer is no: one line that says
     what is wrong and what to do."""
     (row,) = await database.run(_LOOK, patience=patience)
+    if row.statement_timeout != database.statement_limit:
+        raise DatabaseRefused(
+            f"{POOLER}: the limits that a connection begins with do not reach the server (statement_timeout is"
+            f" {row.statement_timeout} ms, not {database.statement_limit})."
+        )
     if not row.migrated:
         raise DatabaseRefused("The database has no tables yet: run `proctor migrate`.")
     versions = await database.run(_REVISION, patience=patience)

@@ -19,6 +19,7 @@ from sqlalchemy import Executable, Row, TextClause
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception, stop_after_delay, wait_random_exponential
 
+from app.database.connect import statement_limit
 from app.database.failures import data_refusal, describe, is_transient, refusal
 from app.database.stacks import stack_of
 from app.errors import DatabaseRefused, DatabaseUnavailable, DataRefused, SessionHeld
@@ -49,28 +50,25 @@ class Database:
         self._deadline = settings.statement_timeout
         self._patience = settings.database_patience
         self._pooled = asyncio.Semaphore(settings.pool_size)
+        self._autocommit = not settings.pooled
+        self.statement_limit = statement_limit(settings)
         self._figures = SessionFigures(meters)
 
     async def run(
         self, statement: Executable, parameters: dict[str, Any] | None = None, *, patience: float | None = None
     ) -> Sequence[Row[Any]]:
-        """All rows of one autocommitted statement."""
+        """All rows of one autocommitted statement; in a transaction of its own where a session lasts no longer."""
 
         async def work(connection: AsyncConnection) -> Sequence[Row[Any]]:
             result = await connection.execute(statement, parameters)
             return result.all() if result.returns_rows else ()
 
-        return await self._patiently(lambda: self._session(work, _name(statement)), patience)
+        once = work if self._autocommit else _committed(work)
+        return await self._patiently(lambda: self._session(once, _name(statement)), patience)
 
     async def transaction(self, work: Work[T], *, patience: float | None = None) -> T:
         """`work` in one READ COMMITTED transaction. It may run more than once, so it must do nothing but statements."""
-
-        async def committed(connection: AsyncConnection) -> T:
-            await connection.execution_options(isolation_level="READ COMMITTED")
-            async with connection.begin():
-                return await work(connection)
-
-        return await self._patiently(lambda: self._session(committed, _place(work)), patience)
+        return await self._patiently(lambda: self._session(_committed(work), _place(work)), patience)
 
     async def _session(self, work: Work[T], by: str) -> T:
         """One try: a connection, the work on it, and back with it, or out with it if it may still be at work."""
@@ -161,6 +159,15 @@ def refuse_held_session(what: str) -> None:
     hold = _holding.get()
     if hold is not None and not hold.over:
         raise SessionHeld(f"{hold.by} holds a database session and must not {what} before it has returned.")
+
+
+def _committed(work: Work[T]) -> Work[T]:
+    async def committed(connection: AsyncConnection) -> T:
+        await connection.execution_options(isolation_level="READ COMMITTED")
+        async with connection.begin():
+            return await work(connection)
+
+    return committed
 
 
 async def _work_or_terminate(work: Work[T], connection: AsyncConnection) -> T:

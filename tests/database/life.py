@@ -94,4 +94,5 @@ async def main(url: str) -> None:
     print(Path(app.__file__).parent, state)
 
 
-asyncio.run(main(sys.argv[1]))
+if __name__ == "__main__":
+    asyncio.run(main(sys.argv[1]))
