@@ -66,7 +66,8 @@ def test_the_sandbox_starts_in_a_scratch_folder_that_is_closed(
     scratch = temporary / (f"proctor-{user}" if default else "one of its own")
     if before is not None:
         scratch.mkdir()
-        os.chown(scratch, user, user)
+        if is_root():
+            os.chown(scratch, user, user)
         scratch.chmod(before)
     ran = subprocess.run(
         [sys.executable, "-c", PROBE, str(user), str(temporary), *([] if default else [str(scratch)])],

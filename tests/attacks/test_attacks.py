@@ -25,6 +25,9 @@ from app.spec import SandboxLimits, Spec
 from tests.attacks.attacks import ALONE, ATTACKS, LOOKING, SECRET, USING, WATCHED
 from tests.faults import sandbox_do
 
+pytestmark = pytest.mark.timeout(900)
+"""Seconds: for the first test of each place, which waits until all attacks have been tried there."""
+
 TASKS = Path(__file__).with_name("tasks.py")
 SOURCE = Path(app.__file__)
 LIMITS = SandboxLimits(memory=2**28, processes=128, workspace=2**25, tmp=2**25, cpu=60, output=2**20)
