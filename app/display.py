@@ -84,6 +84,7 @@ def _head(view: Json) -> Table:
         ("tokens", spent(view["tokens"]) if view["tokens"]["spent"] else None),
         ("cost", _cost(view) if view.get("cost") is not None else None),
         ("log", text(view["log"]) if view.get("log") else None),
+        ("", text(f"without transcripts: {why}", "yellow") if (why := _slim_because(view)) else None),
         ("", _deleted(view["transcripts_deleted_at"]) if view.get("transcripts_deleted_at") else None),
         *(("mixed", _mixture(mixture)) for mixture in view.get("mixed_versions") or []),
         ("error", _error(view["error"]) if view.get("error") else None),
@@ -95,6 +96,11 @@ def _head(view: Json) -> Table:
         if value is not None:
             grid.add_row(name, value)
     return grid
+
+
+def _slim_because(view: Json) -> str | None:
+    because: str | None = (view.get("results") or {}).get("log_without_transcripts")
+    return because
 
 
 def _cost(view: Json) -> Text:

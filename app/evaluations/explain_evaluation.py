@@ -35,10 +35,13 @@ class Evaluation:
     mixed: Sequence[str] = ()
     """What was not the same for all its samples, and may change what results mean."""
 
+    slim_because: str | None = None
+    """Why its merged log has no transcripts."""
+
     def explain(self) -> list[str]:
         if self.state == "running":
             return [self._waits_for(), *self._cancelling(), *self._stopping(), *self._failed_so_far(), *self._spent()]
-        return [self._ended(), *self._mixed(), *self._spent(), *self._remedy()]
+        return [self._ended(), *self._mixed(), *self._slim(), *self._spent(), *self._remedy()]
 
     def _waits_for(self) -> str:
         runs = self._runs
@@ -84,6 +87,10 @@ class Evaluation:
     def _mixed(self) -> Iterator[str]:
         if self.mixed:
             yield f"Its samples were not all made by the same {', '.join(self.mixed)}: proctor show {self.id}"
+
+    def _slim(self) -> Iterator[str]:
+        if self.slim_because:
+            yield f"Its merged log has no transcripts: {self.slim_because}. Each sample's own log has them."
 
     def _remedy(self) -> Iterator[str]:
         """What a retry would do. It goes for the runs; if none is to run again, for the report; without any, the plan."""

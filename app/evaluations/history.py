@@ -16,7 +16,7 @@ from app.evaluations.explain import OVERDUE, Execution, Rules
 from app.evaluations.explain_evaluation import Evaluation
 from app.evaluations.spend import spend, tokens_of
 from app.evaluations.views import AttemptView, EvaluationExplanation, ExecutionView, ExplainedExecution
-from app.runner.messages import ErrorClass
+from app.runner.messages import SLIM_BECAUSE, ErrorClass
 from app.spec import Spec
 
 EXPLAINED = 5
@@ -53,6 +53,7 @@ class History:
             cancel_requested_at=first.cancel_requested_at,
             stopped_at=first.stopped_at,
             stop_reason=first.stop_reason,
+            slim_because=first.slim_because,
             finished_at=first.finished_at,
             error=first.error,
             executions={(row.kind, row.execution_state): row.n for row in counted},
@@ -120,6 +121,7 @@ def _counted(evaluation_id: UUID) -> Select[Any]:
                 _v.error,
                 _v.transcripts_expired_at,
                 _v.mixed_versions,
+                _v.results[SLIM_BECAUSE].as_string().label("slim_because"),
             ),
             *(_e.kind, _e.state.label("execution_state"), func.count().label("n")),
             func.clock_timestamp().label("now"),

@@ -46,7 +46,10 @@ class EvaluationView(_View):
     stop_reason: str | None = Field(
         default=None, description="Why no further sample starts: more have errored than `fail_on_error` allows."
     )
-    results: dict[str, Any] | None = Field(default=None, description="Inspect's `EvalResults`: metrics by scorer.")
+    results: dict[str, Any] | None = Field(
+        default=None,
+        description="Inspect's `EvalResults`: metrics by scorer. `log_without_transcripts`: why the merged log has none.",
+    )
     tokens: Tokens
     usage: dict[str, Any] | None = Field(default=None, description="Tokens by model, once it is over.")
     cost: float | None = Field(default=None, description="US dollars, as far as prices are known.")

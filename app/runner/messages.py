@@ -228,6 +228,10 @@ class SampleEnded(_Value):
     result: SampleResult
 
 
+SLIM_BECAUSE = "log_without_transcripts"
+"""Beside what Inspect's `EvalResults` hold: why the merged log has no transcripts, where it has none."""
+
+
 class Packed(_Value):
     """Of the samples of a report's merged log, so many more are in the store where the next attempt finds them."""
 
@@ -237,14 +241,13 @@ class Packed(_Value):
 
 class Reported(_Value):
     """The evaluation's end: `results` is Inspect's `EvalResults` as JSON; `failure` is set if too many samples errored.
-    `log`: the merged log's file name in the attempt's folder; `slim_because`: why it has no transcripts, if it has none."""
+    `log`: the merged log's file name in the attempt's folder."""
 
     type: Literal["reported"] = "reported"
     results: dict[str, Any]
     usage: dict[str, dict[str, JsonValue]]
     failure: Failure | None = None
     log: str
-    slim_because: str | None = None
 
 
 class WriterFailed(_Value):

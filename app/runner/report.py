@@ -24,7 +24,7 @@ from app.runner.error_policy import exceeded
 from app.runner.gather import Gathering
 from app.runner.hooks import as_json, usage_by_model
 from app.runner.merge import save
-from app.runner.messages import Failure, Job, Reported, SampleRef, Transcript
+from app.runner.messages import SLIM_BECAUSE, Failure, Job, Reported, SampleRef, Transcript
 from app.runner.resolve import Subject, resolve
 from app.runner.results import compute
 from app.runner.run import number
@@ -50,8 +50,10 @@ def report(job: Job, out: Writer) -> None:
     failure = Failure(error_class="evaluation", message=log.error.message, final=True) if log.error else None
     results = as_json(log.results.model_dump(mode="json", exclude_none=True))
     assert isinstance(results, dict)
+    if slim_because:
+        results[SLIM_BECAUSE] = slim_because
     usage = usage_by_model(log.stats.model_usage)
-    out.send(Reported(results=results, usage=usage, failure=failure, log=name, slim_because=slim_because))
+    out.send(Reported(results=results, usage=usage, failure=failure, log=name))
 
 
 def _name(log: EvalLog) -> str:

@@ -13,7 +13,7 @@ from typing import Any
 
 import structlog
 
-from tests.benchmarks import at_once, budget, chart, idle_drop, pool, sandbox
+from tests.benchmarks import at_once, budget, chart, idle_drop, merge, pool, sandbox
 from tests.report import Report, as_json, show
 
 BENCHMARKS: dict[str, Callable[[bool], Coroutine[Any, Any, Report]]] = {
@@ -22,6 +22,7 @@ BENCHMARKS: dict[str, Callable[[bool], Coroutine[Any, Any, Report]]] = {
     "pool": pool.measure,
     "budget": budget.measure,
     "sandbox": sandbox.measure,
+    "merge": merge.measure,
 }
 """Each takes `quick`: show that it runs, not what it costs."""
 

@@ -39,6 +39,13 @@ CASES: dict[str, tuple[Evaluation, list[str]]] = {
         evaluation("running", {("plan", "running"): 1}),
         ["It runs: its plan is running, and lists the samples before anything else can begin."],
     ),
+    "its merged log has no transcripts": (
+        evaluation("succeeded", REPORTED | {("run", "succeeded"): 1}, slim_because="the disk is full"),
+        [
+            "It succeeded 60 s ago.",
+            "Its merged log has no transcripts: the disk is full. Each sample's own log has them.",
+        ],
+    ),
     "some runs are open": (
         evaluation(
             "running",

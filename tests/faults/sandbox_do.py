@@ -8,6 +8,7 @@ something through, a word a line: `environment`, `network`, `mounts`.
 """
 
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -23,7 +24,8 @@ def install(folder: Path, *leaks: str) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     program = folder / PROGRAM
     root = Path(__file__).parents[2]
-    program.write_text(f'#!/bin/sh\nPYTHONPATH={root} exec {sys.executable} -m {__name__} "$0" "$@"\n')
+    path, python = shlex.quote(str(root)), shlex.quote(sys.executable)
+    program.write_text(f'#!/bin/sh\nPYTHONPATH={path} exec {python} -m {__name__} "$0" "$@"\n')
     program.chmod(0o755)
     (folder / LEAKS).write_text("\n".join(leaks))
     return program

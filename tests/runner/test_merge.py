@@ -16,7 +16,19 @@ import pytest
 
 from app.runner.checkpoint import WIND_DOWN
 from app.runner.members import copy_member
-from app.runner.messages import LOGS, MESSAGE, Job, Message, Packed, Paused, Planned, Reported, Started, Transcript
+from app.runner.messages import (
+    LOGS,
+    MESSAGE,
+    SLIM_BECAUSE,
+    Job,
+    Message,
+    Packed,
+    Paused,
+    Planned,
+    Reported,
+    Started,
+    Transcript,
+)
 from app.runner.run import interrupted
 from app.runner.supervisor import Crashed, Supervisor
 from tests.runner.conftest import Attempt, MakeJob, done, ended, only
@@ -123,7 +135,7 @@ async def test_the_merged_log_reads_as_one_that_inspect_has_written(
     places = {"plan_log": str(Path(plan.directory, LOGS, planned.log)), "transcripts": tuple(transcripts)}
     job = make_job("report", "many_faced", spec=spec, artifacts=f"file://{tmp_path}/store", **places)
     reported = only(Reported, await attempt(job))
-    assert reported.slim_because is None
+    assert SLIM_BECAUSE not in reported.results
     await python(EQUAL, merged_log(job, reported, tmp_path / "store"), tmp_path / "peer.eval", *parts)
 
 
@@ -136,7 +148,7 @@ async def test_memory_does_not_grow_with_transcripts(
         parts = await asyncio.to_thread(make_parts, tmp_path / name, 6, size)
         async with supervisor.run(report_of(make_job, plan, parts, tmp_path / "store")) as child:
             messages = [message async for message in child]
-        assert only(Reported, messages).slim_because is None
+        assert SLIM_BECAUSE not in only(Reported, messages).results
         assert child.peak_bytes
         peaks.append(child.peak_bytes)
     assert peaks[1] - peaks[0] < 30 * MIB, "less than one of them"
@@ -243,7 +255,7 @@ async def test_without_room_for_transcripts_the_metrics_and_a_slim_log_stand(
     job = report_of(make_job, plan, parts, store)
     told = (await python(FULL, job.model_dump_json(), room, pack_bytes)).splitlines()
     reported = Reported.model_validate_json(told[-1])
-    assert "File too large" in (reported.slim_because or "")
+    assert "File too large" in reported.results[SLIM_BECAUSE]
     assert reported.results["scores"][0]["metrics"]["accuracy"]["value"] == 1.0
     assert await python(MESSAGES, merged_log(job, reported, store)) == "[(1, 0), (2, 0), (3, 0)]\n"
 
