@@ -20,8 +20,8 @@ TRANSCRIPTS = "transcripts"
 
 
 class Artifacts(Store):
-    """The calls are made in threads: fsspec is synchronous. What the store refuses for longer than `PATIENCE` is raised as an
-    OSError."""
+    """The calls are made in threads: fsspec is synchronous. What the store refuses for longer than its
+    patience is raised as `StoreUnavailable`, an OSError."""
 
     @cached_property
     def transcripts(self) -> "Artifacts":
@@ -36,6 +36,12 @@ class Artifacts(Store):
     async def write(self, url: str, data: bytes) -> None:
         refuse_held_session(f"upload {url}")
         await asyncio.to_thread(self._write, url, data)
+
+    async def probe(self, folder: str) -> None:
+        """Whether the store keeps what is written to the folder, now: for all that is known it only gives what it has."""
+        url = f"{folder}/probe"
+        await self.write(url, b"?")
+        await self.delete([url])
 
     async def read(self, url: str) -> bytes:
         """Raises FileNotFoundError."""

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 from uuid import UUID, uuid4
 
+import anyio
 import structlog
 from opentelemetry.trace import Tracer, get_current_span
 
@@ -21,7 +22,20 @@ from app.hearing import Ear
 from app.leases import Lease, Leases
 from app.ledger import Claim, Ledger, Settled, Settlement, State
 from app.metrics import RunnerFigures
-from app.outcomes import Heard, Stopped, crashed, errored, foreseen, nothing_to_report, planned, ran, reported, stopped
+from app.outcomes import (
+    Heard,
+    Stopped,
+    crashed,
+    errored,
+    foreseen,
+    given_up,
+    nothing_to_report,
+    planned,
+    ran,
+    reported,
+    stopped,
+    without_artifacts,
+)
 from app.queue import Queue, enqueue, enqueue_due
 from app.recording import settle
 from app.redaction import Secrets
@@ -30,6 +44,7 @@ from app.runner.supervisor import Child, Supervisor
 from app.saved import Saved, Shipping
 from app.scratch import Scratch
 from app.settings import Settings
+from app.store import StoreUnavailable
 from app.tracing import NO_TRACER, about, begin, failed, span, tell
 from app.versions import IMAGE, mixed
 
@@ -44,6 +59,9 @@ LOST = Settlement("interrupted", cause="lease lost")
 
 DEADLINE_PAUSE = 0.5
 """Share of the deadline's margin in which a child may finish its turn; the rest is for ending, shipping and settling."""
+
+DRAIN_SHIPPING = 3.0
+"""Seconds for the logs of samples that ended, of the same 10: with none to spare the lease would be lost as well."""
 
 DRAIN_PAUSE, DRAIN_GRACE = 2.0, 2.5
 """Seconds for a child to finish its turn, and then to end. Ours: of the 10 s that Cloud Run gives; the rest is for shipping
@@ -170,7 +188,7 @@ class Executor:
         image = self.settings.image
         cancellable, heard = claim.kind != "report", Heard(versions={IMAGE: image} if image else {})
         async with self.leases.hold(claim.execution_id, claim.attempt, cancellable=cancellable) as lease:
-            settlement = foreseen(claim, self.settings.max_crashes) or await self._try(claim, push, lease, heard)
+            settlement = foreseen(claim) or await self._try(claim, push, lease, heard)
             if settlement is None:
                 _tell(claim, LOST, None, push, heard)
                 return _again(claim, "Another attempt holds it now.")
@@ -198,10 +216,23 @@ class Executor:
             return await self._attempt(claim, push, lease, heard)
         except DatabaseUnavailable:
             raise
+        except StoreUnavailable as error:
+            log.warning("the artifact store does not answer: the attempt is given back", reason=str(error))
+            away = heard.started is None or not await self._store_answers(claim)
+            return without_artifacts(heard, self.secrets.redact(str(error)), away=away)
         except Exception as error:
             log.exception("the attempt failed unexpectedly")
             reason = self.secrets.redact(str(error))
-            return crashed(Heard(crash=f"The worker met an unexpected {type(error).__name__}: {reason}"))
+            heard.leave_unstored()
+            heard.crash = f"The worker met an unexpected {type(error).__name__}: {reason}"
+            return given_up(claim, self.settings.max_crashes) or crashed(heard)
+
+    async def _store_answers(self, claim: Claim) -> bool:
+        try:
+            await self.artifacts.probe(self.artifacts.url(str(claim.evaluation_id), claim.execution_id, claim.attempt))
+        except OSError:
+            return False
+        return True
 
     async def _attempt(self, claim: Claim, push: Push, lease: Lease, heard: Heard) -> Settlement | None:
         """None: the lease was lost, and with it the right to say anything."""
@@ -237,8 +268,7 @@ class Executor:
                 settlement = await self._conclude(claim, job, ear.heard, push)
                 await self.saved.keep(job, settlement)
                 return settlement
-            for name in ear.heard.logs():
-                await self.ship(job, ENDED, name)
+            await self._ship_ended(job, heard, DRAIN_SHIPPING if why == "drain" else None)
             return stopped(why, ear.heard, time.monotonic() - push.began) if why else crashed(ear.heard)
 
     async def _ready(self, claim: Claim, directory: Path, heard: Heard) -> tuple[Job | Settlement, int | None]:
@@ -269,6 +299,10 @@ class Executor:
             if claim.kind == "plan" and left.outcome.runs:
                 await self.saved.take_over(job, left.outcome_of, await self._plan_log(claim, left.outcome_of))
             return left.outcome
+        if given_up_now := given_up(claim, self.settings.max_crashes):
+            return given_up_now
+        if interrupted:  # before anything is spent again on what may not be kept
+            await self.artifacts.probe(self.artifacts.url(job.evaluation_id, job.execution_id, job.attempt))
         match claim.kind:
             case "run":
                 return await self._prepare_run(claim, job, left.resumable)
@@ -367,6 +401,19 @@ class Executor:
         url = store.url(job.evaluation_id, job.execution_id, job.attempt, as_name or name)
         await self.artifacts.ship(Path(job.directory, folder, name), url)
         return url
+
+    async def _ship_ended(self, job: Job, heard: Heard, seconds: float | None) -> None:
+        """The log of what ended before the attempt had to. What cannot be shipped, in the time there is, did not end."""
+        shipped = False
+        with anyio.move_on_after(seconds):
+            try:
+                for name in heard.logs():
+                    await self.ship(job, ENDED, name)
+                shipped = True
+            except StoreUnavailable as error:
+                log.warning("the logs of samples that ended could not be shipped", reason=str(error))
+        if not shipped:
+            heard.leave_unstored()
 
     async def _further(self, claim: Claim) -> None:
         """A checkpoint is progress: crashes before it do not count any more."""

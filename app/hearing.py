@@ -156,6 +156,7 @@ class Ear:
         if not unheard(self._wanted, self.heard):
             return
         await self._artifacts.ship(Path(job.directory, ENDED, result.log), url)
+        self.heard.stored = len(self.heard.samples)
         self._shipping.due()
         try:
             versions = self.heard.versions or None, self.heard.earlier_versions or None

@@ -492,6 +492,8 @@ def _settle_parameters(execution_id: str, attempt: int, s: Settlement) -> dict[s
         "earlier_versions": s.earlier_versions,
         "end_state": end.state,
         "results": end.results,
+        # came to nothing: what an earlier report had come to stands
+        "reports": any(part is not None for part in (end.results, end.log, end.mixed_versions)),
         "end_usage": end.usage,
         "end_error": _dump(end.error),
         "log": end.log,

@@ -65,6 +65,7 @@ _TYPES: dict[str, TypeEngine[Any]] = {
     "place": BigInteger(),
     "crashed": Boolean(),
     "replace": Boolean(),
+    "reports": Boolean(),
     "end_state": Text(),
     "log": Text(),
 }
@@ -212,11 +213,11 @@ WITH target AS MATERIALIZED (
       error_limit = CASE s.kind WHEN 'plan' THEN :error_limit ELSE v.error_limit END,
       state = CASE WHEN s.kind <> 'report' THEN v.state WHEN v.cancel_requested_at IS NULL THEN :end_state
                    ELSE 'cancelled' END,
-      results = CASE s.kind WHEN 'report' THEN :results ELSE v.results END,
-      usage = CASE s.kind WHEN 'report' THEN :end_usage ELSE v.usage END,
+      results = CASE WHEN s.kind = 'report' AND :reports THEN :results ELSE v.results END,
+      usage = CASE WHEN s.kind = 'report' AND :reports THEN :end_usage ELSE v.usage END,
       error = CASE s.kind WHEN 'report' THEN :end_error ELSE v.error END,
-      log = CASE s.kind WHEN 'report' THEN :log ELSE v.log END,
-      mixed_versions = CASE s.kind WHEN 'report' THEN :mixed_versions ELSE v.mixed_versions END,
+      log = CASE WHEN s.kind = 'report' AND :reports THEN :log ELSE v.log END,
+      mixed_versions = CASE WHEN s.kind = 'report' AND :reports THEN :mixed_versions ELSE v.mixed_versions END,
       finished_at = CASE s.kind WHEN 'report' THEN clock_timestamp() END
   FROM settled s, (SELECT count(*) FROM results) AS written, (SELECT count(*) FROM dropped) AS no_more
   WHERE v.id = s.evaluation_id AND s.state <> 'pending'
@@ -405,13 +406,13 @@ SELECT count(*) AS n FROM rearmed
 """,
 )
 
+# What its last report came to stays until the next one replaces it, for the next may come to nothing.
 REOPEN = _statement(
     "retry.reopen",
     """
 UPDATE evaluations
 SET state = 'running', remaining = :remaining, cancel_requested_at = NULL, stopped_at = NULL, stop_reason = NULL,
-    finished_at = NULL, error = NULL, results = NULL,
-    usage = NULL, log = NULL, mixed_versions = NULL, checkpoints_deleted_at = NULL
+    finished_at = NULL, error = NULL, checkpoints_deleted_at = NULL
 WHERE id = :evaluation
 """,
 )

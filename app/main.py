@@ -99,7 +99,7 @@ async def open_services(settings: Settings, given: Telemetry | None = None) -> A
         )
         database = Database(engine, settings, meters)
         ledger = open_ledger(database, settings, meters)
-        artifacts = Artifacts(settings.artifacts)
+        artifacts = Artifacts(settings.artifacts, settings.artifacts_patience)
         executor = Executor(
             ledger=ledger,
             queue=queue,

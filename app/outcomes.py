@@ -18,7 +18,8 @@ renewal for too long."""
 class Heard:
     """What a child has said so far: the `versions` that it runs by, and `earlier_versions` those by which the state was made
     that it went on from; how many `checkpoints` its samples have reached (or why none); `whole`: whether the task decides
-    which of its samples end; `samples` with the URL of their log, `failure` its own word on how it went, `crash` why it ended
+    which of its samples end; `samples` with the URL of their log, and of how many the artifacts
+    have the log; `failure` its own word on how it went, `crash` why it ended
     without one, and `writer_failed` why it had to; `waited` whether a sample of its waited long for a sandbox; and what was
     seen of it: `start_seconds` until it said its first word, and its largest resident set."""
 
@@ -32,6 +33,7 @@ class Heard:
     reported: Reported | None = None
     checkpoints: int = 0
     samples: list[tuple[SampleResult, str]] = field(default_factory=list)
+    stored: int = 0
     failure: Failure | None = None
     crash: str | None = None
     writer_failed: str | None = None
@@ -43,8 +45,12 @@ class Heard:
         """Names of the logs that hold its samples; mostly one."""
         return list(dict.fromkeys(result.log for result, _ in self.samples))
 
+    def leave_unstored(self) -> None:
+        """What the artifacts have no log of cannot be recorded: the row would point at nothing."""
+        del self.samples[self.stored :]
 
-def foreseen(claim: Claim, max_crashes: int) -> Settlement | None:
+
+def foreseen(claim: Claim) -> Settlement | None:
     """The end of an attempt that need not run at all."""
     if claim.cancel and claim.kind != "report":
         return Settlement("cancelled", error=Failure(error_class="cancelled", message="The evaluation was cancelled."))
@@ -52,6 +58,11 @@ def foreseen(claim: Claim, max_crashes: int) -> Settlement | None:
         remedy = "Retry it under a version that does, or submit it anew."
         refused = Failure(error_class="evaluation", message=f"{claim.refused} {remedy}", final=True)
         return Settlement("failed", error=refused, end=End("failed", error=refused))
+    return None
+
+
+def given_up(claim: Claim, max_crashes: int) -> Settlement | None:
+    """The end of an execution that was lost too often, and of which no attempt has left an outcome."""
     if claim.crashes < max_crashes:
         return None
     last = f" The last time: {claim.error['message']}" if claim.error else ""
@@ -97,6 +108,15 @@ def crashed(heard: Heard) -> Settlement:
         )
     failure = Failure(error_class="infrastructure", message=heard.crash or "The child process ended without a word.")
     return _settlement(heard, "interrupted", failure, crashed=True, cause="crash")
+
+
+def without_artifacts(heard: Heard, reason: str, *, away: bool) -> Settlement:
+    """The store did not take, or give, what the attempt needs. What it has of it stands. `away`: it takes nothing else
+    either, so that it is to blame; what it refuses alone it may refuse for ever, and that counts towards `max_crashes`."""
+    heard.leave_unstored()
+    what = "The artifact store did not answer for too long" if away else "The artifact store does not take a file"
+    failure = Failure(error_class="infrastructure", message=f"{what}: {reason}")
+    return _settlement(heard, "interrupted", failure, crashed=not away, cause="artifacts")
 
 
 def planned(claim: Claim, heard: Heard, *, max_samples: int, runs_due: float) -> Settlement:

@@ -25,6 +25,7 @@ from app.artifacts import Artifacts
 from app.ledger import Settlement
 from app.outcomes import Heard
 from app.runner.messages import ENDED, LOGS, VALUES, Job
+from app.store import StoreUnavailable
 from app.tracing import about
 from app.versions import Versions
 
@@ -156,11 +157,11 @@ class Shipping:
         self._task = asyncio.create_task(self._work(), name="ship checkpoints")
         return self
 
-    async def __aexit__(self, *_: object) -> None:
+    async def __aexit__(self, kind: type[BaseException] | None, *_: object) -> None:
         """Not shielded: whoever is cancelled while this ships has no time left."""
         self._task.cancel()
         await asyncio.wait({self._task})
-        if self._due.is_set():
+        if self._due.is_set() and not (kind and issubclass(kind, StoreUnavailable)):
             await self._ship()
 
     async def came_further(self) -> None:

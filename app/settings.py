@@ -271,6 +271,11 @@ class Settings(BaseSettings):
     artifacts: str = Field(
         default="file://.proctor/artifacts", description="Where logs go: `gs://bucket/path` or `file://path`."
     )
+    artifacts_patience: Seconds = Field(
+        default=60,
+        description="How long one file or listing is tried again (seconds); then the attempt is given back, for a later one."
+        " Ours: as long as a failover of the database.",
+    )
     scratch: Path = Field(
         default_factory=lambda: Path(tempfile.gettempdir(), f"proctor-{os.getuid()}"),
         description="Local folder for attempts at work, this user's alone (0700). On Cloud Run it is memory. Default:"

@@ -6,11 +6,11 @@ import functools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO, Any, ParamSpec, TypeVar
+from typing import IO, Any, Concatenate, ParamSpec, TypeVar
 from uuid import uuid4
 
 from tenacity import (
-    retry,
+    Retrying,
     retry_if_exception_type,
     retry_if_not_exception_type,
     stop_after_delay,
@@ -19,8 +19,9 @@ from tenacity import (
 
 from app.addresses import address, filesystem, local_path
 
-PATIENCE = 60
-"""Seconds for which one file, or one listing, is tried again. Ours: as long as a failover of the database."""
+PATIENCE = 60.0
+"""Seconds for which one file, or one listing, is tried again, unless its store is told otherwise. Ours: as long as a failover
+of the database."""
 
 HALF = ".half"
 
@@ -31,19 +32,17 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 
-def _again(call: Callable[P, T]) -> Callable[P, T]:
-    """Tries again for `PATIENCE`. A bucket's errors are not all OSErrors as a disk's are; here they become such."""
+class StoreUnavailable(OSError):
+    """The store did not do it for as long as its caller had patience."""
 
-    @retry(
-        retry=retry_if_exception_type(OSError) & retry_if_not_exception_type(FileNotFoundError),
-        stop=stop_after_delay(PATIENCE),
-        wait=wait_random_exponential(multiplier=0.1, max=5),
-        reraise=True,
-    )
+
+def _again(call: Callable[Concatenate[Any, P], T]) -> Callable[Concatenate[Any, P], T]:
+    """Tries again for the store's patience. A bucket's errors are not all OSErrors as a disk's are; here they become such."""
+
     @functools.wraps(call)
-    def patient(*args: P.args, **named: P.kwargs) -> T:
+    def once(store: Any, /, *args: P.args, **named: P.kwargs) -> T:
         try:
-            return call(*args, **named)
+            return call(store, *args, **named)
         except OSError:
             raise
         except Exception as error:
@@ -51,13 +50,29 @@ def _again(call: Callable[P, T]) -> Callable[P, T]:
                 raise OSError(f"{type(error).__name__}: {error}") from error
             raise
 
+    @functools.wraps(call)
+    def patient(store: Any, /, *args: P.args, **named: P.kwargs) -> T:
+        retrying = Retrying(
+            retry=retry_if_exception_type(OSError) & retry_if_not_exception_type(FileNotFoundError),
+            stop=stop_after_delay(store.patience),
+            wait=wait_random_exponential(multiplier=0.1, max=5),
+            reraise=True,
+        )
+        try:
+            return retrying(once, store, *args, **named)
+        except FileNotFoundError:
+            raise
+        except OSError as error:
+            raise StoreUnavailable(f"{type(error).__name__}: {error}") from error
+
     return patient
 
 
 class Store:
-    """`root` is an address. What the store refuses for longer than `PATIENCE` is raised as an OSError."""
+    """`root` is an address. What the store refuses for longer than `patience` (seconds) is raised as `StoreUnavailable`."""
 
-    def __init__(self, root: str) -> None:
+    def __init__(self, root: str, patience: float = PATIENCE) -> None:
+        self.patience = patience
         self._root = root
         self._local = local_path(root) is not None
         # other workers write there too: a remembered listing would hide what they did
@@ -70,12 +85,24 @@ class Store:
     @_again
     def _put(self, file: Path, url: str) -> None:
         with self._whole(url) as target:
+            before = file.stat().st_size
             self._filesystem.put_file(str(file), target)
+            self._check(target, before, file.stat().st_size)
 
     @_again
     def _write(self, url: str, data: bytes) -> None:
         with self._whole(url) as target:
             self._filesystem.pipe_file(target, data)
+            self._check(target, len(data))
+
+    def _check(self, target: str, *sizes: int) -> None:
+        """A store may say yes and keep nothing, or a part. `sizes`: of what it was given, which may have grown meanwhile."""
+        try:
+            kept = self._filesystem.size(target)
+        except FileNotFoundError as error:
+            raise OSError(f"The store took {target}, and has kept nothing of it.") from error
+        if kept not in sizes:
+            raise OSError(f"The store took {target}, and has kept {kept} of its {sizes[0]} bytes.")
 
     @contextmanager
     def _whole(self, url: str) -> Iterator[str]:

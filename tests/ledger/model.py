@@ -134,7 +134,7 @@ class Model:
         again = self._to_do_again(evaluation) if found != "running" else []
         for execution in again:
             execution.arm("due")
-            evaluation.state, evaluation.cancel, evaluation.results = "running", False, None
+            evaluation.state, evaluation.cancel = "running", False
         return found, len(again)
 
     def _to_do_again(self, evaluation: Evaluation) -> list[Execution]:

@@ -136,6 +136,7 @@ SETTLED: dict[str, Any] = {
     "mixed_versions": None,
     "end_state": "failed",
     "results": None,
+    "reports": True,
     "end_usage": None,
     "end_error": None,
     "log": None,

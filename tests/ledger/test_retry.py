@@ -252,3 +252,30 @@ async def test_retries_racing_late_pushes_and_cancellations_come_to_one_more_rep
             assert (await rows.evaluation(database, evaluation)).remaining == 0
             assert await rows.reports(database, evaluation) == 2
     assert errors == []
+
+
+async def test_results_stand_through_a_retry_until_a_report_has_new_ones(ledger: Ledger, database: Database) -> None:
+    """And through a report that came to nothing, whose reason is said."""
+    first = End("succeeded", {"accuracy": 0.5}, {"m": {"input_tokens": 7}}, None, "file:///logs/merged.eval")
+    evaluation = await ended(ledger, "succeeded", "failed", end=first)
+    assert await ledger.retry(evaluation) == ("succeeded", 1)
+    stood = ({"accuracy": 0.5}, {"m": {"input_tokens": 7}}, "file:///logs/merged.eval")
+    row = await rows.evaluation(database, evaluation)
+    assert (row.state, row.results, row.usage, row.log) == ("running", *stood)
+
+    await settle(ledger, await claim(ledger, f"{evaluation}.2"))
+    await report(ledger, evaluation, FAILED)
+    row = await rows.evaluation(database, evaluation)
+    assert (row.state, row.results, row.usage, row.log) == ("failed", *stood)
+    assert row.error["message"] == FAULT.message
+
+    assert await ledger.retry(evaluation) == ("failed", 1)
+    await report(ledger, evaluation, End("succeeded", {"accuracy": 1}, {}, None, "file:///logs/new.eval"))
+    row = await rows.evaluation(database, evaluation)
+    assert (row.state, row.results, row.usage, row.log, row.error) == (
+        "succeeded",
+        {"accuracy": 1},
+        {},
+        "file:///logs/new.eval",
+        None,
+    )
