@@ -40,13 +40,18 @@ async def test_a_sample_counts_for_the_attempts_too_whose_state_its_own_went_on_
     assert await ledger.versions(evaluation) == [((NEW, OLD), 2)]
 
 
-async def test_what_the_report_found_mixed_stays_until_a_retry(ledger: Ledger, database: Database) -> None:
+async def test_what_the_report_found_mixed_stays_with_its_results_until_the_next(
+    ledger: Ledger, database: Database
+) -> None:
     evaluation = await planned(ledger)
     await settle(ledger, await claim(ledger, f"{evaluation}.1"), "failed")
     found = [{"name": "inspect_ai", "samples": {"1": 1, "2": 2}, "flagged": True}]
     await report(ledger, evaluation, End("failed", mixed_versions=found))
     assert (await rows.evaluation(database, evaluation)).mixed_versions == found
     await ledger.retry(evaluation)
+    assert (await rows.evaluation(database, evaluation)).mixed_versions == found
+    await settle(ledger, await claim(ledger, f"{evaluation}.1"))
+    await report(ledger, evaluation, End("succeeded", {"accuracy": 1}))
     assert (await rows.evaluation(database, evaluation)).mixed_versions is None
 
 
