@@ -166,6 +166,17 @@ def submit(
             help="Seconds of work for a sample: less known waits. A wait within a call counts until the call returns.",
         ),
     ] = None,
+    max_retries: Annotated[
+        int | None,
+        typer.Option(min=0, metavar="N", help="Try a failing call of a model so often again. Default: without end."),
+    ] = None,
+    timeout: Annotated[
+        int | None,
+        typer.Option(min=1, metavar="N", help="Seconds after which a failing call of a model is not tried again."),
+    ] = None,
+    attempt_timeout: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="Seconds that one try of a model's call may take.")
+    ] = None,
     cost_limit: Annotated[
         float | None, typer.Option(min=0, metavar="USD", help="US dollars a sample may cost.")
     ] = None,
@@ -227,6 +238,9 @@ def submit(
         "token_limit": token_limit,
         "time_limit": time_limit,
         "working_limit": working_limit,
+        "max_retries": max_retries,
+        "timeout": timeout,
+        "attempt_timeout": attempt_timeout,
         "cost_limit": cost_limit,
         "fail_on_error": fail_on_error,
         "continue_on_fail": continue_on_fail,
@@ -289,12 +303,28 @@ def list_evaluations(
 def show(
     id: Id,
     samples: Annotated[int, typer.Option(min=0, metavar="N", help="Show the first so many samples.")] = 100,
+    sample: Annotated[
+        str | None, typer.Option("--sample", metavar="ID", help="Show this sample instead, in each epoch.")
+    ] = None,
+    traceback: Annotated[
+        bool, typer.Option("--traceback", help="Show where in the task's code the samples' errors come from.")
+    ] = False,
     as_json: AsJson = False,
     url: Url = HERE,
 ) -> None:
     """Show an evaluation: state, samples, scores, metrics, errors."""
     with _client(url) as client:
-        _show(client, client.evaluation(client.find(id)), as_json, samples)
+        found = client.find(id)
+        if sample is None and not traceback:
+            _show(client, client.evaluation(found), as_json, samples)
+            return
+        views = client.samples(found, samples)["samples"] if sample is None else client.sample(found, sample)
+    if as_json:
+        _print_json({"samples": views})
+        return
+    from app import display
+
+    display.console().print(display.chosen(views, traceback=traceback))
 
 
 @app.command()

@@ -130,6 +130,20 @@ class Client:
             if page["next"] is None or len(found) >= limit:
                 return {"samples": found, "next": page["next"]}
 
+    def sample(self, evaluation_id: str, sample_id: str) -> list[Json]:
+        """One sample, in each of its epochs. Raises `Refused` if there is none of that id."""
+        page: Json = {"next": None}
+        found: list[Json] = []
+        while True:
+            query = {"limit": MAX_SAMPLES_PAGE, "cursor": page["next"]}
+            page = self._get(f"/evaluations/{evaluation_id}/samples", {k: v for k, v in query.items() if v})
+            found += [sample for sample in page["samples"] if str(sample["id"]) == sample_id]
+            if page["next"] is None:
+                break
+        if not found:
+            raise Refused(f"Evaluation {evaluation_id} has no sample {sample_id!r} (yet).", 404)
+        return found
+
     def execution(self, execution_id: str) -> Json:
         return self._get(f"/executions/{execution_id}")
 

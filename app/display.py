@@ -192,6 +192,25 @@ def _errors(samples: Sequence[Json]) -> Iterable[Text]:
         yield line
 
 
+def chosen(samples: Sequence[Json], *, traceback: bool) -> RenderableType:
+    """Some samples by themselves. `traceback`: of each error, as it was recorded: the end of a long one."""
+    if not traceback:
+        return Group(sample_table(samples), "", *_errors([sample for sample in samples if sample.get("error")]))
+    parts: list[RenderableType] = []
+    for sample in samples:
+        if error := sample.get("error"):
+            lines = str(
+                error.get("traceback") or "There is no traceback: it is no error of the task's code."
+            ).splitlines()
+            parts += [*_errors([sample]), *(_code(line) for line in lines), ""]
+    return Group(*parts) if parts else text("None of these samples has an error.", "dim")
+
+
+def _code(line: str) -> Text:
+    """As it is indented."""
+    return Text(line[: len(line) - len(line.lstrip(" "))] + plain(line))
+
+
 def _error(error: Json) -> Text:
     fault = f"{error['error_class']}: " if error.get("error_class") else ""
     return text(f"{fault}{error.get('message') or error}", "red")

@@ -126,6 +126,26 @@ class Spec(BaseModel):
         " the wait for a turn at a model and between its own retries of a call. The wait within a call, which a provider's"
         " package makes before it tries again (for a rate limit, say), counts until the call returns: it can end the sample.",
     )
+    max_retries: int | None = Field(
+        default=None,
+        ge=0,
+        le=10_000,
+        description="How often a call of a model is tried again after a rate limit or an error of its provider, before the"
+        " sample fails (the provider's own client may send each try up to twice more). Default: without end.",
+    )
+    timeout: int | None = Field(
+        default=None,
+        ge=1,
+        le=INT4,
+        description="Seconds after which a call of a model that keeps failing is not tried again. Default: without end.",
+    )
+    attempt_timeout: int | None = Field(
+        default=None,
+        ge=1,
+        le=INT4,
+        description="Seconds that one try of a model's call may take; it then counts as failed. Default: the provider's"
+        " client's.",
+    )
     cost_limit: float | None = Field(
         default=None, gt=0, allow_inf_nan=False, description="US dollars one sample may cost."
     )

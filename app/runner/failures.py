@@ -2,9 +2,12 @@
 
 import io
 import re
+import sysconfig
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
 
 from inspect_ai.log import EvalError
 from rich.console import Console
@@ -28,6 +31,32 @@ _PROVIDERS = (
 """Where the exceptions of model providers' clients come from."""
 
 _HOPELESS = re.compile(r"\.(AuthenticationError|PermissionDeniedError|NotFoundError)$")
+
+
+_GAVE_UP = "tenacity.RetryError"
+
+_OF_NOTHING = ("IndexError", "TypeError", "AttributeError", "KeyError")
+"""What using the first of no choices raises."""
+
+_READERS = re.compile(r"/inspect_ai/model/(_providers/|_openai|_model_output\.py)")
+"""Inspect's code that turns a provider's answer into its own form, and gives the answer's first choice."""
+
+_INSTALLED = "/site-packages/"
+_LIBRARIES = re.compile(
+    r"/site-packages/(inspect_ai|anyio|tenacity|openai|anthropic|google|httpx2?|httpcore2?|mistralai|groq|botocore|aiohttp"
+    r"|pydantic|pydantic_core|rich|fsspec|numpy|pandas|datasets)/"
+)
+_STANDARD = sysconfig.get_path("stdlib") + "/"
+_OURS = str(Path(__file__).parents[1]) + "/"
+_EXAMPLES = _OURS + "examples/"
+
+
+class _Frame(NamedTuple):
+    """One line of a traceback."""
+
+    file: str
+    line: str
+    function: str
 
 
 class Refused(Exception):
@@ -58,23 +87,66 @@ def failure(error: BaseException, what: str, error_class: ErrorClass, *, final: 
     return Failure(error_class=error_class, message=_cut(f"{what}: {_text(error)}"), final=final, traceback=lines)
 
 
-def recorded_failure(error: EvalError) -> Failure:
-    """Whose fault an error in a log is. Inspect keeps the traceback as text only, so that is what there is to go by."""
+def recorded_failure(error: EvalError, *, answered_nothing: bool = False) -> Failure:
+    """Whose fault an error in a log is. Inspect keeps the traceback as text only, so that is what there is to go by.
+    `answered_nothing`: the model's last answer had no choices."""
     name = _exception_name(error.traceback)
+    frames = _frames(error.traceback)
     if name.startswith(_PROVIDERS):
         error_class: ErrorClass = "model"
     elif name.endswith("LimitExceededError"):
         error_class = "limit"
     elif name in ("MemoryError", "OSError") or name.endswith("SandboxUnavailableError"):
         error_class = "infrastructure"
+    elif _reading_an_answer(frames) or (answered_nothing and name in _OF_NOTHING):
+        error_class = "model"
     else:
         error_class = "evaluation"
+    message = _last_answer(error.traceback) if name == _GAVE_UP else _one_line(error.message) or name
+    if error_class == "model" and answered_nothing:
+        message = f"The model answered without a choice: {message}"
     return Failure(
         error_class=error_class,
-        message=_cut(_one_line(error.message) or name),
+        message=_cut(message) + _place(frames),
         final=bool(_HOPELESS.search(name)),
         traceback=error.traceback[-_TRACEBACK_LENGTH:],
     )
+
+
+def _frames(formatted: str) -> list[_Frame]:
+    """Of the last exception, the innermost last."""
+    last = re.split(r"\n\n(?:During handling of|The above exception was)[^\n]*\n", formatted)[-1]
+    return [_Frame(*found) for found in re.findall(r'^[ |]*File "([^"]+)", line (\d+), in (.+)$', last, re.MULTILINE)]
+
+
+def _reading_an_answer(frames: Sequence[_Frame]) -> bool:
+    """What a model's server says is read by Inspect's code for that provider: an error there is of the answer, unless the
+    task's own code was called from it."""
+    reading = [place for place, frame in enumerate(frames) if _READERS.search(frame.file)]
+    return bool(reading) and not any(_is_of_task(frame, packages=False) for frame in frames[reading[-1] :])
+
+
+def _place(frames: Sequence[_Frame]) -> str:
+    """Where in the task's code it happened."""
+    own = [frame for frame in frames if _is_of_task(frame)]
+    return f" (at {own[-1].file}:{own[-1].line}, in {own[-1].function})" if own else ""
+
+
+def _is_of_task(frame: _Frame, *, packages: bool = True) -> bool:
+    """`packages`: those that are installed too, for a task may be of one; but not what is known to be a library."""
+    if frame.file.startswith(_EXAMPLES):
+        return True
+    if frame.file.startswith(("<", _OURS)):
+        return False
+    if _INSTALLED in frame.file:
+        return packages and not _LIBRARIES.search(frame.file)
+    return not frame.file.startswith(_STANDARD)
+
+
+def _last_answer(formatted: str) -> str:
+    """Why each of the calls failed that a retry was given up after: the line before that of giving up."""
+    *_, cause, _ = ["", *_exception_lines(formatted)]
+    return f"The model's provider was asked again as often as is allowed. The last time: {_one_line(cause)}"
 
 
 def is_cancellation(error: EvalError) -> bool:
@@ -84,8 +156,12 @@ def is_cancellation(error: EvalError) -> bool:
 
 def _exception_name(formatted: str) -> str:
     """The qualified name in the last line of a traceback that starts with one."""
-    found = [line for line in formatted.splitlines() if re.match(r"^[\w.]+(Error|Exception|\w*)(:|$)", line)]
+    found = _exception_lines(formatted)
     return found[-1].partition(":")[0].strip() if found else ""
+
+
+def _exception_lines(formatted: str) -> list[str]:
+    return [line for line in formatted.splitlines() if re.match(r"^[\w.]+(Error|Exception|\w*)(:|$)", line)]
 
 
 def _text(error: BaseException) -> str:

@@ -173,10 +173,16 @@ def sample_result(sample: EvalSample, log: str) -> SampleResult:
         usage=usage_by_model(sample.model_usage),
         cost=sum(costs) if costs else None,
         limit=sample.limit.type if sample.limit else None,
-        error=recorded_failure(sample.error) if sample.error else None,
+        error=recorded_failure(sample.error, answered_nothing=_answered_nothing(sample)) if sample.error else None,
         duration=sample.total_time,
         log=log,
     )
+
+
+def _answered_nothing(sample: EvalSample) -> bool:
+    """The last call of a model gave an answer without choices."""
+    calls = [event for event in sample.events if isinstance(event, ModelEvent)]
+    return bool(calls) and calls[-1].error is None and not calls[-1].output.choices
 
 
 def usage_by_model(usage: Mapping[str, ModelUsage]) -> dict[str, dict[str, JsonValue]]:

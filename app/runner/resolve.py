@@ -4,13 +4,14 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
+from typing import cast
 
 from inspect_ai import Task
 
 # Private, and the only such import in the runner. There is no public way from "package/name" or "file.py@name" to a
 # Task: `eval()` loads one but keeps it. This function also gives the task's own code its model and its roles.
 from inspect_ai._eval.eval import eval_resolve_tasks
-from inspect_ai.model import GenerateConfig, Model, get_model
+from inspect_ai.model import GenerateConfig, GenerateConfigArgs, Model, get_model
 
 from app import yaml_text
 from app.runner.failures import refusal, refused
@@ -42,9 +43,15 @@ def resolve(spec: Spec) -> Subject:
     roles = {}
     for role, name in spec.model_roles.items():
         with refused(f"The model {name!r} of the role {role!r} cannot be used", "model"):
-            roles[role] = get_model(name, memoize=False)
+            roles[role] = get_model(name, config=GenerateConfig(**retries(spec)), memoize=False)
     task = load_task(spec, model, roles)
     return Subject(task, model, roles, whole=task.early_stopping is not None or task.sample_source is not None)
+
+
+def retries(spec: Spec) -> GenerateConfigArgs:
+    """How long a model's call may be tried: as Inspect has it for the model itself, and so for each role."""
+    given = spec.model_dump(include={"max_retries", "timeout", "attempt_timeout"})
+    return cast(GenerateConfigArgs, {name: value for name, value in given.items() if value is not None})
 
 
 def load_task(spec: Spec, model: Model, roles: dict[str, Model]) -> Task:

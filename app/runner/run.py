@@ -18,7 +18,7 @@ from app.runner.checkpoint import configure, wind_down
 from app.runner.costs import price_models
 from app.runner.failures import recorded_failure, refusal
 from app.runner.messages import LOGS, Failure, Job, Prepared, SampleRef
-from app.runner.resolve import Subject, check_sandbox, resolve
+from app.runner.resolve import Subject, check_sandbox, resolve, retries
 from app.runner.results import scorer_names
 from app.runner.same import check_same, shown
 from app.runner.writer import Writer
@@ -79,6 +79,7 @@ def options(job: Job, subject: Subject) -> dict[str, Any]:
         "time_limit": spec.time_limit,
         "working_limit": spec.working_limit,
         "cost_limit": spec.cost_limit,
+        **retries(spec),
         "tags": [f"{key}:{value}" for key, value in spec.tags.items()] or None,
         "metadata": _metadata(job),
         "log_dir": folder_for_inspect(Path(job.directory, LOGS)),

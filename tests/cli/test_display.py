@@ -231,3 +231,18 @@ def test_what_was_mixed_and_what_is_gone_are_told() -> None:
     assert "mixed inspect_ai: 1 sample by 0.3.285, 1,500 samples by 0.3.286" in shown
     assert "mixed container image: 1 sample by sha256:[a], 1,500 samples by sha256:[b]" in shown
     assert "transcripts deleted on 2026-04-01, being older than is kept" in shown
+
+
+def test_a_samples_traceback_is_shown_as_it_is_indented_and_without_control_characters() -> None:
+    error = {
+        "error_class": "evaluation",
+        "message": "it broke",
+        "traceback": '  File "t.py", line 7\n    f()\x1b[31m\n',
+    }
+    samples: list[Json] = [{"id": 1, "epoch": 1, "error": error}, {"id": 2, "epoch": 1, "error": None}]
+    out = Console(file=StringIO(), width=100)
+    out.print(display.chosen(samples, traceback=True))
+    assert isinstance(out.file, StringIO)
+    shown = [line.rstrip() for line in out.file.getvalue().splitlines()]
+    assert shown[0] == "sample 1: evaluation: it broke"
+    assert shown[1:3] == ['  File "t.py", line 7', "    f()\N{REPLACEMENT CHARACTER}[31m"]
