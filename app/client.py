@@ -17,7 +17,9 @@ from uuid import UUID, uuid4
 import httpx
 from tenacity import RetryCallState, Retrying, stop_after_attempt, wait_exponential_jitter
 
+from app import shapes
 from app.errors import ProctorError
+from app.shapes import Shape, fits
 
 Json = dict[str, Any]
 
@@ -102,17 +104,19 @@ class Client:
     def submit(self, spec: Json, idempotency_key: str | None = None) -> Json:
         """Always with a key, so that sending it again after a lost answer is harmless."""
         headers = {"Idempotency-Key": idempotency_key or str(uuid4())}
-        return self._send(self._http.build_request("POST", "/evaluations", json=spec, headers=headers))
+        return self._send(
+            self._http.build_request("POST", "/evaluations", json=spec, headers=headers), shapes.EVALUATION
+        )
 
     def evaluation(self, evaluation_id: str) -> Json:
-        return self._get(f"/evaluations/{evaluation_id}")
+        return self._get(f"/evaluations/{evaluation_id}", shapes.EVALUATION)
 
     def evaluations(self, *, state: str | None = None, tags: Sequence[str] = (), limit: int = 50) -> Json:
         """Newest first, as one page of the API's form whatever `limit` is."""
         found: list[Json] = []
         query: dict[str, Any] = {"tag": list(tags)} | ({"state": state} if state else {})
         while True:
-            page = self._get("/evaluations", {**query, "limit": min(MAX_PAGE, limit - len(found))})
+            page = self._get("/evaluations", shapes.EVALUATIONS, {**query, "limit": min(MAX_PAGE, limit - len(found))})
             found += page["evaluations"]
             query["cursor"] = page["next"]
             if page["next"] is None or len(found) >= limit:
@@ -124,7 +128,7 @@ class Client:
         query: dict[str, Any] = {}
         while True:
             query["limit"] = min(MAX_SAMPLES_PAGE, limit - len(found))
-            page = self._get(f"/evaluations/{evaluation_id}/samples", query)
+            page = self._get(f"/evaluations/{evaluation_id}/samples", shapes.SAMPLES, query)
             found += page["samples"]
             query["cursor"] = page["next"]
             if page["next"] is None or len(found) >= limit:
@@ -145,7 +149,7 @@ class Client:
         return found
 
     def execution(self, execution_id: str) -> Json:
-        return self._get(f"/executions/{execution_id}")
+        return self._get(f"/executions/{execution_id}", shapes.EXECUTION)
 
     def explanation(self, given: str) -> Json:
         """`given`: an evaluation, as for `find`; or one of its executions (`.plan`, `.7`, `.report` behind that), whose
@@ -154,15 +158,19 @@ class Client:
         if dot and not re.fullmatch(r"plan|report|[0-9]+", execution):
             raise Refused(f"{given!r} is not an execution's id: its evaluation's, and .plan, .1, .2 … or .report.", 422)
         id = self.find(evaluation)
-        return self.execution(f"{id}.{execution}") if dot else self._get(f"/evaluations/{id}/explanation")
+        return (
+            self.execution(f"{id}.{execution}")
+            if dot
+            else self._get(f"/evaluations/{id}/explanation", shapes.EXPLANATION)
+        )
 
     def cancel(self, evaluation_id: str) -> Json:
-        return self._send(self._http.build_request("POST", f"/evaluations/{evaluation_id}/cancel"))
+        return self._send(self._http.build_request("POST", f"/evaluations/{evaluation_id}/cancel"), shapes.STATE)
 
     def retry(self, evaluation_id: str) -> Json:
         """Sent once: a second one would be told that the evaluation runs already."""
         path = f"/evaluations/{evaluation_id}/retry"
-        return self._send(self._http.build_request("POST", path, timeout=SLOW_TIMEOUT), again=False)
+        return self._send(self._http.build_request("POST", path, timeout=SLOW_TIMEOUT), shapes.RETRIED, again=False)
 
     def find(self, given: str) -> str:
         """The evaluation's whole id; `given` is that, or the beginning of one of the newest."""
@@ -199,10 +207,10 @@ class Client:
                     found.append(Running(what, execution["progress"] or {}))
         return found
 
-    def _get(self, path: str, query: Json | None = None) -> Json:
-        return self._send(self._http.build_request("GET", path, params=query))
+    def _get(self, path: str, shape: Shape, query: Json | None = None) -> Json:
+        return self._send(self._http.build_request("GET", path, params=query), shape)
 
-    def _send(self, request: httpx.Request, *, again: bool = True) -> Json:
+    def _send(self, request: httpx.Request, shape: Shape, *, again: bool = True) -> Json:
         """`again`: it may be sent again when nobody knows whether it arrived."""
 
         def transient(state: RetryCallState) -> bool:
@@ -225,13 +233,13 @@ class Client:
             raise Unreachable(
                 f"No answer from {self.url}: {reason}. Is it running, and is --url (PROCTOR_URL) right?"
             ) from error
-        return self._body(response)
+        return self._body(response, shape)
 
-    def _body(self, response: httpx.Response) -> Json:
+    def _body(self, response: httpx.Response, shape: Shape) -> Json:
         body = _json(response)
-        if response.is_success and isinstance(body, dict):
-            return body
-        problem = body if isinstance(body, dict) and "detail" in body else {}
+        if response.is_success and fits(body, shape):
+            return dict(body)
+        problem = body if _is_problem(response, body) else {}
         said = str(problem.get("detail") or f"{response.status_code} {response.reason_phrase}")
         if _down(response):
             raise Unreachable(f"The service at {self.url} cannot answer now: {said} Try again in a while.")
@@ -239,7 +247,13 @@ class Client:
             hint = f" {HOW_TO_BE_KNOWN}" if response.status_code == 401 else ""
             raise Refused(f"{self.url} does not let you in: {said}{hint}", response.status_code)
         if not problem:
-            raise Refused(f"What answers at {self.url} is not Proctor ({said}): is --url (PROCTOR_URL) right?", 404)
+            where = f", to {response.headers['location']}" if response.has_redirect_location else ""
+            what = (
+                "is not Proctor, or of another version"
+                if fits(body, dict) and response.is_success
+                else "is not Proctor"
+            )
+            raise Refused(f"What answers at {self.url} {what} ({said}{where}): is --url (PROCTOR_URL) right?", 404)
         raise Refused(said, response.status_code)
 
 
@@ -275,6 +289,12 @@ def _authorization(token: str, *, clear: bool) -> dict[str, str]:
 
 def _down(response: httpx.Response) -> bool:
     return response.status_code >= 500 or response.status_code == 429
+
+
+def _is_problem(response: httpx.Response, body: Any) -> bool:
+    """Other servers have a `detail`, too, for a path that they have not."""
+    ours = isinstance(body, dict) and isinstance(body.get("detail"), str) and not response.is_success
+    return ours and ("title" in body or response.status_code not in (404, 405))
 
 
 def _json(response: httpx.Response) -> Any:

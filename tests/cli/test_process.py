@@ -4,12 +4,13 @@ import asyncio
 import json
 import signal
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from importlib.metadata import version
 from pathlib import Path
 
 import pytest
 
+from app.client import Client, Refused
 from tests.cli.conftest import Proctor
 
 HERE = "http://127.0.0.1:8080"
@@ -21,7 +22,8 @@ async def answering(*answers: str) -> AsyncIterator[tuple[str, list[str]]]:
     left, received = list(answers), list[str]()
 
     async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        received.append((await reader.readuntil(b"\r\n\r\n")).decode())
+        with suppress(asyncio.IncompleteReadError):  # it speaks TLS
+            received.append((await reader.readuntil(b"\r\n\r\n")).decode())
         status, _, body = (left.pop(0) if len(left) > 1 else left[0]).partition("\n")
         writer.write(f"HTTP/1.1 {status}\r\nContent-Length: {len(body)}\r\nConnection: close\r\n\r\n{body}".encode())
         writer.close()
@@ -78,6 +80,10 @@ async def test_every_try_of_a_submit_carries_the_same_key(at: Callable[[str], Pr
         ("404 Not Found\n<html>", "is not Proctor (404 Not Found)"),
         ("200 OK\n<html>", "is not Proctor (200 OK)"),
         ("302 Found\n", "is not Proctor (302 Found)"),
+        ('404 Not Found\n{"detail": "Not Found"}', "is not Proctor (404 Not Found)"),
+        ('405 Method Not Allowed\n{"detail": "Method Not Allowed"}', "is not Proctor (405"),
+        ('422 Unprocessable\n{"detail": [{"loc": ["body"]}]}', "is not Proctor (422"),
+        ("400 Bad Request\n[1, 2]", "is not Proctor (400 Bad Request)"),
         ("403 Forbidden\n<html>", "does not let you in: 403 Forbidden"),
     ],
 )
@@ -88,6 +94,57 @@ async def test_an_answer_that_is_not_the_apis_is_said_in_one_line(
         ran = await at(url)("list")
     assert (ran.code, ran.out, ran.err.count("\n"), len(received)) == (2, "", 1, 1)
     assert words in ran.err
+
+
+OTHERS = (
+    "<!doctype html><title>Something else</title>",
+    "",
+    "null",
+    "[]",
+    '"text"',
+    "{}",
+    '{"detail": "fine"}',
+    '{"evaluations": {}}',
+    '{"evaluations": [{"id": 1}], "next": null, "id": 1, "state": "running", "executions": "none"}',
+    '{"id": "x", "state": 1, "evaluation_id": "x", "samples": [], "next": 1, "evaluations": [null]}',
+)
+
+
+@pytest.mark.parametrize("body", OTHERS)
+async def test_another_server_that_says_yes_is_told_from_proctor_by_every_request(body: str) -> None:
+    id = "0" * 32
+    async with answering(f"200 OK\n{body}") as (url, _):
+        with Client(url) as client:
+            for request in (
+                lambda: client.submit({}),
+                lambda: client.evaluation(id),
+                lambda: client.evaluations(),
+                lambda: client.samples(id),
+                lambda: client.execution(id),
+                lambda: client.explanation(id),
+                lambda: client.cancel(id),
+                lambda: client.retry(id),
+                lambda: client.find("0" * 8),
+            ):
+                with pytest.raises(
+                    Refused, match=rf"What answers at {url} is not Proctor.* is --url \(PROCTOR_URL\) right"
+                ):
+                    await asyncio.to_thread(request)
+
+
+async def test_another_server_is_said_in_one_line(at: Callable[[str], Proctor]) -> None:
+    async with answering('200 OK\n{"status": "up"}') as (url, _):
+        for command in (["list"], ["submit", "t", "--model", "m", "--wait"], ["explain", "0" * 32]):
+            ran = await at(url)(*command)
+            assert (ran.code, ran.out, ran.err.count("\n")) == (2, "", 1), ran.err
+            assert f"What answers at {url} is not Proctor" in ran.err
+
+
+async def test_a_server_that_speaks_no_http_or_another_tls_is_said_in_one_line(at: Callable[[str], Proctor]) -> None:
+    async with answering("200 OK\n{}") as (url, _):
+        tls = await at(url.replace("http:", "https:"))("list")
+    assert (tls.code, tls.out, tls.err.count("\n")) == (3, "", 1), tls.err
+    assert "is --url (PROCTOR_URL) right?" in tls.err
 
 
 async def test_a_problem_in_many_lines_becomes_one(at: Callable[[str], Proctor]) -> None:
