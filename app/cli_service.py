@@ -53,7 +53,7 @@ def local(
     port: Annotated[
         int, typer.Option(min=0, max=65535, metavar="PORT", help="Port of the service on 127.0.0.1; 0: a free one.")
     ] = 8080,
-    data: Annotated[Path, typer.Option(file_okay=False, help="Where everything is kept.")] = Path(".proctor"),
+    data: Annotated[Path, typer.Option(metavar="DIRECTORY", help="Where everything is kept.")] = Path(".proctor"),
 ) -> None:
     """Run the whole system on this machine: Postgres, queue, service."""
     with _local_extra():

@@ -4,6 +4,7 @@ It listens on loopback only, with a password, and dies with the process that sta
 """
 
 import os
+import re
 import secrets
 import socket
 import subprocess
@@ -77,8 +78,15 @@ def _initialise(directory: Path) -> str:
     process = _start(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     output, _ = process.communicate()
     if process.returncode:
-        raise PostgresError(f"initdb failed in {directory}: {output.decode(errors='replace')[-800:]}")
+        raise PostgresError(f"initdb failed in {directory}: {_last_error(output.decode(errors='replace'))}")
     return secret.read_text().strip()
+
+
+def _last_error(output: str) -> str:
+    """The last line that says why, or else the last line."""
+    lines = [line.strip() for line in output.splitlines() if line.strip()]
+    errors = [line for line in lines if re.search(r"\b(FATAL|PANIC|error):", line)]
+    return (errors or lines or ["it did not say why."])[-1]
 
 
 def _start(command: list[str], *, stdout: IO[bytes] | int, stderr: IO[bytes] | int) -> "subprocess.Popen[bytes]":
@@ -108,8 +116,10 @@ def _wait_until_ready(directory: Path, server: "subprocess.Popen[bytes]") -> Non
     pid_file = directory / "data" / "postmaster.pid"
     while time.monotonic() < deadline:
         if server.poll() is not None:
-            tail = (directory / "server.log").read_text(errors="replace")[-800:]
-            raise PostgresError(f"Postgres stopped at once (exit {server.returncode}). End of its log: {tail}")
+            said = _last_error((directory / "server.log").read_text(errors="replace"))
+            raise PostgresError(
+                f"Postgres stopped at once (exit {server.returncode}): {said} Its log is {directory / 'server.log'}."
+            )
         with suppress(FileNotFoundError):
             lines = pid_file.read_text().splitlines()
             if len(lines) > 7 and lines[0] == str(server.pid) and lines[7].strip() == "ready":

@@ -27,6 +27,7 @@ from app.errors import ProctorError
 from app.exporters import Telemetry
 from app.ledger import Ledger
 from app.local.cloud_tasks import CloudTasksEmulator
+from app.local.data import hold, tell
 from app.local.postgres import open_postgres
 from app.main import create_app
 from app.serve import InnerServer, config
@@ -67,11 +68,14 @@ async def open_stack(
     **given: Any,
 ) -> AsyncIterator[Stack]:
     """The system on the data in `data`, listening on loopback at `port` (0: a free one). `database_url`: use this
-    Postgres instead of one of its own. `min_backoff`: seconds before the queue's first retry. `telemetry`: see `create_app`.
-    `given`: further settings. With `auth="oidc"` the emulator issues the tokens; its queue and the sweeper need a
-    `queue_service_account` then. To be called in the main thread."""
+    Postgres instead of one of its own, for which `data` is this system's alone. `min_backoff`: seconds before the queue's
+    first retry. `telemetry`: see `create_app`. `given`: further settings. With `auth="oidc"` the emulator issues the
+    tokens; its queue and the sweeper need a `queue_service_account` then. To be called in the main thread."""
     async with AsyncExitStack() as stack:
+        lock = None if database_url else stack.enter_context(hold(data))
         listener = stack.enter_context(_listener(port))
+        if lock:
+            tell(lock, f"http://127.0.0.1:{listener.getsockname()[1]}")
         url = database_url or stack.enter_context(open_postgres(data / "postgres"))
         emulator = await stack.enter_async_context(CloudTasksEmulator())
         settings = load(

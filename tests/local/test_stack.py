@@ -92,6 +92,53 @@ async def test_an_evaluation_outlives_a_killed_stack(tmp_path: Path) -> None:
             assert kept["attempt"] == 1
 
 
+def refused(data: Path, port: int = 0) -> str:
+    """What `proctor local` says instead of running."""
+    command = [sys.executable, "-m", "app.cli", "local", "--port", str(port), "--data", str(data)]
+    ended = subprocess.run(command, capture_output=True, text=True, check=False, timeout=PATIENCE)
+    assert (ended.returncode, ended.stdout, ended.stderr.count("\n")) == (2, "", 1), ended.stderr
+    return ended.stderr
+
+
+def test_a_second_one_on_the_same_data_says_who_holds_it(tmp_path: Path) -> None:
+    """Also where it wants the same port."""
+    with local(tmp_path / "data") as (process, url):
+        for port in (0, int(url.rpartition(":")[2])):
+            said = refused(tmp_path / "data", port)
+            assert said.startswith(f"proctor: The data in {tmp_path / 'data'} is in use by the Proctor at {url}")
+            assert f"(process {process.pid})" in said
+
+
+@pytest.mark.parametrize("way", ["it is a file", "below a file", "a part is a file", "too long a name", "a loop"])
+def test_data_that_cannot_be_kept_is_said_in_one_line(tmp_path: Path, way: str) -> None:
+    data = tmp_path / "data"
+    match way:
+        case "it is a file":
+            data.touch()
+        case "below a file":
+            data.touch()
+            data /= "below"
+        case "a part is a file":
+            data.mkdir()
+            (data / "postgres").touch()
+        case "too long a name":
+            data /= "x" * 300
+        case "a loop":
+            data.symlink_to(data)
+    said = refused(data)
+    assert f"Nothing can be kept in {data}" in said
+    assert "--data" in said
+
+
+@pytest.mark.skipif(os.getuid() == 0, reason="root may write everywhere")
+def test_data_that_this_user_may_not_write_is_said_in_one_line(tmp_path: Path) -> None:
+    tmp_path.chmod(0o500)
+    try:
+        assert "Permission denied" in refused(tmp_path / "data")
+    finally:
+        tmp_path.chmod(0o700)
+
+
 def test_a_port_that_is_taken_is_named(tmp_path: Path) -> None:
     import socket
 
