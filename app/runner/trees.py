@@ -49,28 +49,30 @@ def _size(folder: int, most: int, deeper: int) -> int:
 
 @contextmanager
 def _opened(above: int, name: str, status: os.stat_result) -> Iterator[int]:
-    """A folder, though it be closed to its owner: it is closed again at once."""
+    """A folder, though it be closed to its owner: it is closed again after the look. Who is not root needs it open to look at
+    what it has, not only to list that."""
+    closed = not status.st_mode & 0o100
     try:
-        opened = os.open(name, _OPEN, dir_fd=above)
+        opened = _open_closed(above, name) if closed else os.open(name, _OPEN, dir_fd=above)
     except PermissionError:
-        opened = _open_closed(above, name, status)
+        closed, opened = True, _open_closed(above, name)
     except NotADirectoryError as error:  # another has its name by now
         raise FileNotFoundError(name) from error
     try:
         yield opened
     finally:
+        if closed:
+            with suppress(OSError):
+                os.fchmod(opened, status.st_mode & 0o7777)
         os.close(opened)
 
 
-def _open_closed(above: int, name: str, status: os.stat_result) -> int:
+def _open_closed(above: int, name: str) -> int:
     try:
         _open_to_us(above, name)
-        opened = os.open(name, _OPEN, dir_fd=above)
+        return os.open(name, _OPEN, dir_fd=above)
     except PermissionError as error:
         raise Uncountable("has folders that are closed to whoever looks") from error
-    with suppress(OSError):
-        os.fchmod(opened, status.st_mode & 0o7777)
-    return opened
 
 
 def _open_to_us(above: int, name: str) -> None:
