@@ -69,8 +69,9 @@ class Watchdog:
             return
         pids = [pid for root in roots.values() for pid in tree(root)]
         if reason := self._over(pids):
-            for call, pid in roots.items():
-                self.ended[call] = reason
+            self.ended |= dict.fromkeys(roots, reason)
+            # not the first alone: bubblewrap's second waits for it, for ever, until it has learnt to die with it
+            for pid in (pid for root in roots.values() for pid in tree(root)):
                 with suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
 

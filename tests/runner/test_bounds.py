@@ -4,9 +4,10 @@ import errno
 import os
 import signal
 import struct
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import anyio
 import anyio.from_thread
@@ -14,7 +15,7 @@ import pytest
 from anyio.abc import Process
 from inspect_ai.util._sandbox._cli import SANDBOX_CLI, SANDBOX_TOOLS_DIR
 
-from app.runner import sandbox
+from app.runner import bubblewrap, sandbox
 from app.runner.bubblewrap import Bubblewrap
 from app.runner.cgroup import Cgroup, hand_down
 from app.runner.launchers import Launched, open_place
@@ -103,6 +104,34 @@ async def test_a_call_that_is_ended_before_its_command_starts_is_no_failure_of_t
     result = await bounded.exec(["true"])
     assert not result.success
     assert "it had more than 64 processes" in result.stderr
+
+
+@pytest.fixture
+def starting(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """A bubblewrap whose second process waits for the first, which it does while it starts, and holds the command's output;
+    yields the mark of its second process."""
+    mark = f"waits-{os.getpid()}"
+    with TemporaryDirectory() as folder:
+        Path(folder).chmod(0o755)
+        program = Path(folder, "bwrap")
+        program.write_text(f"#!/bin/bash\n(exec -a {mark} sleep 600) & wait\n")
+        program.chmod(0o755)
+        monkeypatch.setattr(bubblewrap, "binary", lambda: str(program))
+        yield mark
+
+
+async def test_a_call_that_is_ended_as_it_starts_comes_to_an_end(
+    starting: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Watchdog, "_over", lambda self, pids: "it is too much" if alive(starting) else None)
+    launched = await open_place(Containment(limits=LIMITS))
+    try:
+        with anyio.fail_after(60):
+            result = await ProctorSandbox(launched, launched.limits).exec(["true"])
+    finally:
+        await launched.close()
+    assert "it is too much" in result.stderr
+    assert not await stays_alive(starting)
 
 
 TAKE = """
