@@ -24,7 +24,7 @@ from app.runner.supervisor import Child
 from app.saved import COMMITTED
 from app.settings import load
 from app.spec import Spec
-from app.versions import IMAGE, TASK_VERSION, Mixture
+from app.versions import IMAGE, PRICES, TASK_VERSION, Mixture
 from app.web.state import Services
 from tests.conftest import own_database
 from tests.ledger.factories import SPEC, claim, scored, settle, submitted
@@ -275,7 +275,7 @@ async def test_results_that_a_deploy_has_mixed_say_so(services: Services, tmp_pa
     (attempt,) = (await view(services, f"{evaluation}.3")).attempts
     assert attempt.versions
     assert attempt.versions.items() >= {"inspect_ai": "0.3.285", TASK_VERSION: "8", IMAGE: "sha256:new"}.items()
-    assert attempt.versions.keys() == {"python", "proctor", "inspect_ai", TASK_VERSION, IMAGE}
+    assert attempt.versions.keys() == {"python", "proctor", "inspect_ai", TASK_VERSION, IMAGE, PRICES}
 
 
 @pytest.mark.parametrize("reached", ["plan", "1", "report"])
