@@ -1,6 +1,9 @@
 """Files in the store: whole or not there, and a store that fails for a while."""
 
 import asyncio
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -104,3 +107,13 @@ async def test_a_mistake_of_ours_is_not_tried_again(artifacts: Artifacts, monkey
     monkeypatch.setattr(artifacts._filesystem, "pipe_file", lambda *_: [][0])
     with pytest.raises(IndexError):
         await artifacts.write(artifacts.url("e", "e.1", 1, "a"), b"a")
+
+
+@pytest.mark.parametrize(("wanted", "module"), [(None, "gcsfs.core"), ("true", "gcsfs.extended_gcsfs")])
+def test_a_buckets_kind_is_asked_for_only_where_that_is_wanted(wanted: str | None, module: str) -> None:
+    """gcsfs asks by gRPC before each operation and forgets that it got no answer: minutes where gRPC is not let out."""
+    name = "GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT"
+    environment = {key: value for key, value in os.environ.items() if key != name} | ({name: wanted} if wanted else {})
+    code = "import app, gcsfs; print(gcsfs.GCSFileSystem.__module__)"
+    told = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert told.stdout.strip() == module
