@@ -13,13 +13,13 @@ LOCK = "lock"
 """A file in it, locked for as long as the system runs; it says whose it is."""
 
 
-class DataRefused(ProctorError):
+class DataFolderRefused(ProctorError):
     title = "Data folder"
 
 
 @contextmanager
 def hold(data: Path) -> Iterator[IO[str]]:
-    """Yields the lock's file, for `tell`. Raises `DataRefused`: the folder cannot be made or written, or is held."""
+    """Yields the lock's file, for `tell`. Raises `DataFolderRefused`: the folder cannot be made or written, or is held."""
     try:
         for folder in (data, data / "postgres", data / "artifacts"):
             folder.mkdir(parents=True, exist_ok=True)
@@ -28,13 +28,13 @@ def hold(data: Path) -> Iterator[IO[str]]:
         lock = os.fdopen(os.open(data / LOCK, os.O_RDWR | os.O_CREAT, 0o600), "r+")
     except (OSError, ValueError) as error:
         reason = f"{error.strerror}: {error.filename}" if isinstance(error, OSError) and error.strerror else str(error)
-        raise DataRefused(f"Nothing can be kept in {data} ({reason}): give another folder by --data.") from error
+        raise DataFolderRefused(f"Nothing can be kept in {data} ({reason}): give another folder by --data.") from error
     with lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             holder = lock.read().strip() or "another process"
-            raise DataRefused(
+            raise DataFolderRefused(
                 f"The data in {data} is in use by {holder}: use that one, end it, or give another folder by --data."
             ) from error
         yield lock
