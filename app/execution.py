@@ -202,10 +202,13 @@ class Executor:
         _tell(claim, settlement, settled, push, heard)
         if settled is None or settled.verdict == "stale":
             return _again(claim, "Another attempt holds it now; nothing of this one was recorded.")
-        if claim.kind == "run" and settled.state == "failed":
-            await self._stop_if_exceeded(claim)
-        if not push.alone:
-            await self._enqueue_next(settled)
+        try:
+            if claim.kind == "run" and settled.state == "failed":
+                await self._stop_if_exceeded(claim)
+            if not push.alone:
+                await self._enqueue_next(settled)
+        except DatabaseUnavailable as error:  # it is recorded all the same, and what comes next is due in the ledger
+            log.warning("settled, but the database is away: what comes next waits for the sweeper", reason=str(error))
         if claim.kind == "run" and settlement.outcome != "interrupted":  # nobody resumes from what has ended
             await self.saved.discard(str(claim.evaluation_id), claim.execution_id, through=claim.attempt)
         return _settled(claim, settlement, settled)

@@ -15,6 +15,7 @@ import pytest
 from sqlalchemy import text
 from structlog.testing import capture_logs
 
+from app.errors import DatabaseUnavailable
 from app.evaluations.read import ExecutionView
 from app.execution import Answer, Push
 from app.ledger import Settlement
@@ -321,3 +322,20 @@ async def test_the_plan_of_an_earlier_version_is_reported_too(services: Services
     assert (await push(services, f"{evaluation}.1")).state == "succeeded"
     assert (await push(services, f"{evaluation}.report")).state == "succeeded"
     assert (await services.reader.evaluation(evaluation)).state == "succeeded"
+
+
+async def test_a_database_that_goes_away_after_the_settle_makes_no_recorded_outcome_undone(
+    services: Services, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ledger = services.executor.ledger
+    evaluation = (await ledger.submit(SPEC, "me")).evaluation_id
+
+    async def away(*_: object) -> None:
+        raise DatabaseUnavailable("It is away.")
+
+    monkeypatch.setattr(ledger, "take_due", away)
+    with capture_logs() as logs:
+        answer = await services.executor.execute(Push(f"{evaluation}.plan"))
+    assert answer.kind == "terminal"
+    assert not [entry for entry in logs if "could not be settled" in entry["event"]]
+    assert [entry["log_level"] for entry in logs if "waits for the sweeper" in entry["event"]] == ["warning"]
