@@ -25,6 +25,7 @@ from app.metrics import RunnerFigures
 from app.outcomes import (
     Heard,
     Stopped,
+    cost_of,
     crashed,
     errored,
     foreseen,
@@ -34,6 +35,7 @@ from app.outcomes import (
     ran,
     reported,
     stopped,
+    usage_of,
     without_artifacts,
 )
 from app.queue import Queue, enqueue, enqueue_due
@@ -190,6 +192,7 @@ class Executor:
         async with self.leases.hold(claim.execution_id, claim.attempt, cancellable=cancellable) as lease:
             settlement = foreseen(claim) or await self._try(claim, push, lease, heard)
             if settlement is None:
+                await self._tell_spent(claim, heard)
                 _tell(claim, LOST, None, push, heard)
                 return _again(claim, "Another attempt holds it now.")
             if claim.kind == "report" and settlement.outcome != "interrupted" and not lease.lost:
@@ -201,6 +204,7 @@ class Executor:
                 tell(settling, verdict=settled.verdict if settled else None)
         _tell(claim, settlement, settled, push, heard)
         if settled is None or settled.verdict == "stale":
+            await self._tell_spent(claim, heard)
             return _again(claim, "Another attempt holds it now; nothing of this one was recorded.")
         try:
             if claim.kind == "run" and settled.state == "failed":
@@ -212,6 +216,15 @@ class Executor:
         if claim.kind == "run" and settlement.outcome != "interrupted":  # nobody resumes from what has ended
             await self.saved.discard(str(claim.evaluation_id), claim.execution_id, through=claim.attempt)
         return _settled(claim, settlement, settled)
+
+    async def _tell_spent(self, claim: Claim, heard: Heard) -> None:
+        """Nothing of this attempt is recorded, and yet it has spent."""
+        if (usage := usage_of(heard)) is None:
+            return
+        try:
+            await self.ledger.spent(claim.execution_id, claim.attempt, usage, cost_of(heard))
+        except DatabaseUnavailable as error:
+            log.warning("what a lost attempt has spent could not be told", reason=str(error), usage=usage)
 
     async def _try(self, claim: Claim, push: Push, lease: Lease, heard: Heard) -> Settlement | None:
         """A mistake of ours must not hold the execution until its lease ends, nor come back for ever."""

@@ -7,7 +7,7 @@ so (`stale`, `lost`), and changes nothing. Outcomes are values: nothing here rai
 The statements themselves are in `app.ledger_statements`.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from itertools import zip_longest
@@ -399,6 +399,11 @@ class Ledger:
     async def plan(self, evaluation_id: UUID) -> Plan:
         (row,) = await self._database.run(sql.PLAN, {"id": f"{evaluation_id}.plan"})
         return Plan(row.state, row.attempt, Failure.model_validate(row.error) if row.error else None)
+
+    async def spent(self, execution_id: str, attempt: int, usage: Mapping[str, Any], cost: float | None) -> None:
+        """What an attempt has spent that was taken over meanwhile, and so can settle nothing. `cost`: US dollars."""
+        parameters = {"id": execution_id, "attempt": attempt, "usage": usage, "cost": cost}
+        await self._database.run(sql.SPENT, parameters)
 
     async def counted_log(self, evaluation_id: UUID) -> str | None:
         """The merged log, as recorded; None: there is none, or a report is at work on another."""

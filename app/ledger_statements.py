@@ -527,6 +527,16 @@ WHERE v.id = :evaluation AND e.state NOT IN ('pending', 'running')
 """,
 )
 
+# The attempt was taken over, and its row got the last progress that the ledger knew of: what it has spent since is spent,
+# too. Its fence is its own row, where no other attempt writes.
+SPENT = _statement(
+    "spent",
+    """
+UPDATE execution_attempts SET usage = :usage, cost = coalesce(:cost, cost)
+WHERE execution_id = :id AND attempt = :attempt AND outcome = 'interrupted'
+""",
+)
+
 PLAN = _statement("plan", "SELECT state, attempt, error FROM task_executions WHERE id = :id")
 
 # By which versions the samples that stand were made. Of an attempt that nothing is recorded of, its samples still count.

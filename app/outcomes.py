@@ -217,18 +217,18 @@ def _settlement(heard: Heard, outcome: Outcome, error: Failure | None = None, **
         outcome,
         error=error,
         samples=heard.samples,
-        usage=_usage(heard),
-        cost=_cost(heard),
+        usage=usage_of(heard),
+        cost=cost_of(heard),
         versions=heard.versions or None,
         earlier_versions=heard.earlier_versions or None,
         **more,
     )
 
 
-def _usage(heard: Heard) -> dict[str, Any] | None:
+def usage_of(heard: Heard) -> dict[str, Any] | None:
     """What this attempt itself has spent. A sample that was resumed also counts what earlier attempts spent on it."""
     return heard.progress.model_dump(exclude=NOT_KEPT) if heard.progress else None
 
 
-def _cost(heard: Heard) -> float | None:
+def cost_of(heard: Heard) -> float | None:
     return (heard.progress.cost or None) if heard.progress else None

@@ -276,6 +276,11 @@ OPERATIONS = {
     "interrupted": Operation(run_taken_over, lambda ledger, scene: ledger.interrupted(scene.attempt), "interrupted"),
     "unfinished": Operation(run_claimed, lambda ledger, scene: ledger.unfinished(scene.evaluation), "unfinished"),
     "plan": Operation(plan_pending, lambda ledger, scene: ledger.plan(scene.evaluation), "plan"),
+    "spent": Operation(
+        run_taken_over,
+        lambda ledger, scene: ledger.spent(f"{scene.evaluation}.1", 1, {"tokens": 7}, 0.5),
+        "spent",
+    ),
     "counted_log": Operation(over, lambda ledger, scene: ledger.counted_log(scene.evaluation), "counted_log"),
     "versions": Operation(run_recorded, lambda ledger, scene: ledger.versions(scene.evaluation), "versions"),
     "expire": Operation(long_over, expiring, "expire.transcripts", none),

@@ -183,6 +183,7 @@ CASES: dict[str, tuple[TextClause, dict[str, Any]]] = {
         {"evaluation": OVER, "until": "2026-01-01T00:00:00Z", "what": "transcripts", "done": True},
     ),
     "to report": (sql.TO_REPORT, {"evaluation": OVER}),
+    "spent": (sql.SPENT, {"id": RUNNING, "attempt": 1, "usage": {"tokens": 1}, "cost": 0.1}),
     "counted log": (sql.COUNTED_LOG, {"evaluation": OVER}),
     "plan": (sql.PLAN, {"id": f"{OPEN}.plan"}),
     "samples page": (sql.SAMPLES_PAGE, {"evaluation": LARGE, "position": 5000, "place": 1, "most": 100}),

@@ -3,6 +3,7 @@
 import asyncio
 
 import pytest
+from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from app.database.session import Database
@@ -13,6 +14,7 @@ from tests.ledger.factories import (
     FAULT,
     SUCCEEDED,
     claim,
+    let_expire,
     lost_reply,
     planned,
     report,
@@ -35,6 +37,26 @@ async def test_what_is_gone_on_with_was_left_by_attempts_since_the_last_that_end
         found.append(await ledger.interrupted(attempt))
         await settle(ledger, attempt, outcome, max_failures=2)
     assert found == [[], [1], [], [3], [4, 3]]
+
+
+async def test_what_a_lost_attempt_has_spent_stands_in_its_own_row_and_nowhere_else(
+    ledger: Ledger, database: Database
+) -> None:
+    evaluation = await planned(ledger, 1)
+    run = f"{evaluation}.1"
+    lost = await claim(ledger, run)
+    await ledger.spent(run, lost.attempt, {"tokens": 5}, 0.1)  # it is still at work: its progress tells
+    attempts = text("SELECT attempt, usage, cost FROM execution_attempts WHERE execution_id = :id ORDER BY attempt")
+    assert [tuple(row) for row in await database.run(attempts, {"id": run})] == [(1, None, None)]
+    await let_expire(database, run)
+    await claim(ledger, run)
+    for _ in range(2):
+        await ledger.spent(run, lost.attempt, {"tokens": 70}, 0.5)
+    assert [tuple(row) for row in await database.run(attempts, {"id": run})] == [
+        (1, {"tokens": 70}, 0.5),
+        (2, None, None),
+    ]
+    assert (await rows.execution(database, run)).progress is None
 
 
 async def test_a_plan_fans_out_to_its_runs_in_the_datasets_order(ledger: Ledger, database: Database) -> None:

@@ -133,6 +133,11 @@ async def first_number(output: Path) -> int:
     return int(output.read_text().split()[0])
 
 
+def _but_the_lost(rows: list[Any]) -> list[Any]:
+    """All but the rows of first attempts: these say what they have spent."""
+    return [one for one in rows if one[0] != "attempt" or one[2]["attempt"] != 1]
+
+
 async def test_what_an_attempt_still_does_after_its_lease_was_lost_is_not_recorded(
     inside: Inside, tmp_path: Path
 ) -> None:
@@ -146,14 +151,19 @@ async def test_what_an_attempt_still_does_after_its_lease_was_lost_is_not_record
     try:
         for execution in (ends, goes_on):
             assert await take_over(inside, execution) == 2
-        before = await inside.rows(evaluation)
+        before = _but_the_lost(await inside.rows(evaluation))
         flag.touch()
         for pushed in pushes:
             answer = await asyncio.wait_for(pushed, PATIENCE)
             assert (answer.status_code, "Another attempt holds it" in answer.json()["detail"]) == (409, True)
     finally:
         silent.remove()
-    assert await inside.rows(evaluation) == before
+    after = await inside.rows(evaluation)
+    assert _but_the_lost(after) == before
+    spent = [
+        row["usage"]["tokens"] for kind, _, row in after if kind == "attempt" and row["attempt"] == 1 and row["usage"]
+    ]
+    assert sorted(spent)[-2:] == [15, 30], "what it has spent all the same: a call, and two"
     settled = await inside.ledger.settle(ends, 2, Settlement("succeeded"))
     assert settled
     assert (settled.verdict, settled.state) == ("recorded", "succeeded"), "the other attempt can"
