@@ -8,14 +8,16 @@ from typing import cast
 
 from inspect_ai import Task
 
-# Private, and the only such import in the runner. There is no public way from "package/name" or "file.py@name" to a
-# Task: `eval()` loads one but keeps it. This function also gives the task's own code its model and its roles.
+# Private. There is no public way from "package/name" or "file.py@name" to a Task: `eval()` loads one but keeps it. This
+# function also gives the task's own code its model and its roles.
 from inspect_ai._eval.eval import eval_resolve_tasks
+from inspect_ai._util.error import PrerequisiteError  # private too: how that function says that there is no such task
 from inspect_ai.model import GenerateConfig, GenerateConfigArgs, Model, get_model
 
 from app import yaml_text
 from app.runner.failures import refusal, refused
 from app.runner.messages import Containment
+from app.runner.offers import instead, look_again
 from app.spec import Spec
 
 _EXAMPLES = "proctor/"
@@ -57,21 +59,24 @@ def retries(spec: Spec) -> GenerateConfigArgs:
 def load_task(spec: Spec, model: Model, roles: dict[str, Model]) -> Task:
     with refused(f"The task {spec.task!r} cannot be loaded"):
         _check_file(spec.task)
-        found = eval_resolve_tasks(
-            tasks=_example(spec.task) if spec.task.startswith(_EXAMPLES) else spec.task,
-            task_args=yaml_text.python(spec.task_args),
-            models=[model],
-            model_roles=dict(roles),
-            config=GenerateConfig(),
-            approval=None,
-            sandbox=None,
-            sample_shuffle=None,
-        )[0]
+        look_again(spec.task)
+        try:
+            found = eval_resolve_tasks(
+                tasks=_example(spec.task) if spec.task.startswith(_EXAMPLES) else spec.task,
+                task_args=yaml_text.python(spec.task_args),
+                models=[model],
+                model_roles=dict(roles),
+                config=GenerateConfig(),
+                approval=None,
+                sandbox=None,
+                sample_shuffle=None,
+            )[0]
+        except PrerequisiteError as error:
+            if f"Task named '{spec.task.rpartition('@')[2]}' not found" not in str(error.message):
+                raise
+            found = []
     if not found:
-        raise refusal(
-            f"There is no task {spec.task!r}: name it as `package/name` of an installed package, as `file.py@name`,"
-            f" or as `{_EXAMPLES}NAME`."
-        )
+        raise refusal(f"There is no task {spec.task!r}. {instead(spec.task)}")
     if len(found) > 1:
         names = ", ".join(one.task.name for one in found)
         raise refusal(f"{spec.task!r} names {len(found)} tasks ({names}): pick one as `file.py@name`.")

@@ -4,7 +4,7 @@ from typing import Any
 import pytest
 
 from app.runner.messages import LOGS, Failure, Planned, SampleRef
-from tests.runner.conftest import Attempt, MakeJob, done, only
+from tests.runner.conftest import TASKS, Attempt, MakeJob, done, only
 
 pytestmark = pytest.mark.xdist_group("runner")
 
@@ -89,7 +89,9 @@ async def test_docker_is_refused_with_advice(attempt: Attempt, make_job: MakeJob
         ("nothing/like_it", "There is no task 'nothing/like_it'"),
         ("proctor/nothing", "There is no task 'proctor/nothing'"),
         ("nowhere.py@task", "nowhere.py"),
-        ("tests/runner/tasks.py@nothing", "nothing"),
+        ("nothing/like_it", "is to be installed where the service runs"),
+        (f"{TASKS}@nothing", f"There is no task '{TASKS}@nothing'. Tasks in {TASKS}: "),
+        (f"{TASKS}@simpel", "Did you mean 'simple'?"),
         ("tests/runner/tasks.py", "say which of its tasks"),
     ],
 )
