@@ -173,7 +173,7 @@ async def test_a_report_that_is_cut_short_leaves_what_it_has_packed_to_the_next(
                 child.wind_down()
                 group.start_soon(let_go, blocked)
             if isinstance(message, Paused):
-                group.start_soon(child.stop)
+                group.start_soon(child.stop, 60.0)  # a busy machine takes longer than five seconds to leave
         group.cancel_scope.cancel()
     assert only(Packed, messages).samples == 1
     assert only(Paused, messages)
