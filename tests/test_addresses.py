@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from urllib.parse import urlparse
 
+import gcsfs
 import pytest
 
 from app.addresses import NAME_BYTES, address, file_name, filesystem, folder_for_inspect, local_path, readable
@@ -71,7 +72,7 @@ async def test_the_same_holds_for_a_store_that_is_no_disk(root: str) -> None:
 
 
 def test_a_bucket_is_asked_for_the_object_of_that_very_name() -> None:
-    bucket = pytest.importorskip("gcsfs").GCSFileSystem
+    bucket = gcsfs.GCSFileSystem
     for odd in ["c#proj", "why?generation=1", "%41", "a b", "[x]*"]:
         there = address(f"gs://bucket/{odd}", "e", 1, "a.eval")
         assert bucket._split_path(there)[:2] == ("bucket", f"{odd}/e/1/a.eval")
